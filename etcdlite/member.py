@@ -189,12 +189,7 @@ class Member:
     def check_safe(self, change: Any) -> None:
         """Raise EtcdError if a `MemberChange` might cost the cluster its quorum."""
         own_id, strict = self.identity.member_id, self.options.strict_reconfig_check
-        self.state.membership.check_safe(change, own_id, self._contact_s, strict=strict)
-
-    def _contact_s(self, node: int) -> float:
-        """How long messages could be sent to that member without a gap; negative if they cannot."""
-        link = self.peers.links.get(node)
-        return -1.0 if link is None or link.since is None else self.clock() - link.since
+        self.state.membership.check_safe(change, own_id, self.peers.contact_s, strict=strict)
 
     # To the leader.
 
@@ -306,12 +301,19 @@ class Member:
         if not self.restoring.is_under_way:
             self.maintenance.tick(now)
         self.access.forget()
-        parts = (self.writes, self.questions, self.reads)
-        self._expiry = self._expiry or chain.from_iterable(p.expire_steps(now) for p in parts)
+        self._expiry = self._expiry or self._expire_steps(now)
         self._expire(now)
         self._retry()
         self.reads.tick(now)
         self.catch_up.ask(now)
+
+    def _expire_steps(self, now: float) -> Iterator[None]:
+        parts = (self.writes, self.questions, self.reads)
+        return chain.from_iterable(part.expire_steps(now) for part in parts)
+
+    def give_up(self) -> None:
+        """Fail all requests that wait. This member was removed: no leader will answer them."""
+        self._expiry = chain(self._expiry or (), self._expire_steps(math.inf))
 
     def _expire(self, now: float) -> None:
         """Fail requests that have waited too long, for one slice."""

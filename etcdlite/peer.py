@@ -900,6 +900,11 @@ class Peers:
         link = self.links.get(node)
         return link is not None and link.since is not None
 
+    def contact_s(self, node: int) -> float:
+        """How long messages could be sent to that member without a gap; negative if they cannot."""
+        link = self.links.get(node)
+        return -1.0 if link is None or link.since is None else self.local.clock() - link.since
+
     def accepted(self, connection: AcceptedPeer) -> None:
         """Another member has introduced itself."""
         self._accepted[connection.node] = connection

@@ -567,6 +567,7 @@ class Server:
                 local_member_id=f"{self.member.identity.member_id:x}",
             )
             self._begin_stop()
+            self.member.give_up()
 
     def _begin_stop(self) -> None:
         """Accept no more connections and requests, and let those in flight finish."""

@@ -462,7 +462,13 @@ def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Clust
     removed = client.ask(old, "Cluster.MemberRemove", ID=old.member_id)
     assert len(removed.members) == 2
     world.run_until(lambda: old.member.removed_since is not None)
+    asked = [client.send(old, name, key=b"k") for name in ("KV.Put", "KV.Range", "KV.Put")]
+    lease = client.send(old, "Lease.LeaseTimeToLive", ID=1)
     world.run(1)
+    assert not client.answers.keys() & {*asked, lease}, "no leader will answer"
+    old.member.give_up()
+    world.run(0.1)
+    assert all(isinstance(client.answers[one], EtcdError) for one in (*asked, lease))
     assert old.member.is_idle, "nothing keeps it from stopping"
     old.crash()
     cluster.nodes.remove(old)
