@@ -259,21 +259,44 @@ def test_the_template_differs_from_the_service_only_in_the_name_of_the_member():
     ]  # fmt: skip
 
 
-def test_the_backup_checks_what_it_saved_and_keeps_the_newest(tmp_path):
-    """With a client that only pretends; the boot test has a real one."""
-    fake = tmp_path / "bin" / "etcdlite-ctl"
-    fake.parent.mkdir()
-    fake.write_text(
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The directory of `backup`, with a client that only pretends; the boot test has a real one."""
+    stub(tmp_path / "etcdlite-ctl", "")
+    (tmp_path / "etcdlite-ctl").write_text(
         '#!/bin/sh\n[ "$2" = save ] && echo data > "$3"\ntest "$2" = save -o -z "$BAD"\n'
     )
-    fake.chmod(0o755)
-    kept = tmp_path / "backups"
-    kept.mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "backups"))
+    monkeypatch.setenv("BACKUP_KEEP", "3")
+    (tmp_path / "backups").mkdir()
+    return tmp_path / "backups"
+
+
+@pytest.mark.parametrize("year", [2020, 2099])
+def test_the_backup_stays_whatever_the_clock_said_before(kept, year):
+    others = [f"{year}-01-0{day}T000000Z.db" for day in range(1, 5)]
+    for name in others:
+        (kept / name).touch()
+    run(PACKAGING / "backup")
+    names = {path.name for path in kept.glob("*.db")}
+    assert len(names - set(others)) == 1, "the new one"
+    assert names & set(others) == set(others[2:]), "and the newest of the others"
+
+
+def test_a_backup_that_fails_after_one_while_the_clock_was_ahead_counts_as_the_last(kept):
+    status = kept / "status.prom"
+    status.write_text(f"{backup_status.LAST_SUCCESS} 4000000000\n")
+    subprocess.run([PACKAGING / "backup"], env=os.environ | {"BAD": "1"}, capture_output=True)
+    told = backup_status.read(str(status))
+    assert told[backup_status.LAST_FAILURE] > told[backup_status.LAST_SUCCESS]
+
+
+def test_the_backup_checks_what_it_saved_and_keeps_the_newest(kept):
     for day in range(1, 5):
         (kept / f"2020-01-0{day}T000000Z.db").touch()
     (kept / "mine.db").touch()
-    environ = os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "BACKUP_DIR": str(kept)}
-    environ |= {"BACKUP_KEEP": "3", "BAD": ""}
+    environ = os.environ | {"BAD": ""}
     bad = subprocess.run([PACKAGING / "backup"], env=environ | {"BAD": "1"}, capture_output=True)
     assert bad.returncode != 0
     assert len(list(kept.glob("*.db"))) == 5, "a bad backup stays, or costs an old one"
