@@ -75,6 +75,29 @@ def test_a_question_whose_answer_is_lost_is_asked_again_if_that_does_no_harm(los
         assert isinstance(answer, EtcdError)
 
 
+@pytest.mark.parametrize("leader", [1, 3])
+def test_a_question_to_a_leader_that_hangs_goes_to_the_next_one(leader: int) -> None:
+    asked = Asked()
+    asked.ask(method=KEEP_ALIVE)
+    asked.ask()  # It may have been carried out.
+    hanging, asked.waiting = asked.waiting, []
+    asked.questions.retry(lambda node: True)
+    assert not asked.waiting
+    asked.raft.leader = 0
+    asked.questions.retry(lambda node: True)
+    assert not asked.waiting
+    asked.raft.leader = leader
+    asked.questions.retry(lambda node: True)
+    if leader == 1:
+        assert [answer.name for answer in asked.answers] == ["LeaderChanged"]
+    else:
+        asked.waiting.pop()(b"next")
+        assert asked.answers == [b"next"] and not asked.waiting
+    for done in hanging:
+        done(b"late")
+    assert asked.answers[1:] == [b"late"], "the one that is not asked twice"
+
+
 def test_the_question_that_has_waited_longest_fails_first() -> None:
     asked = Asked()
     asked.ask()

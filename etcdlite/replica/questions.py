@@ -48,6 +48,8 @@ class Questions:
         self._held: list[tuple[float, int, int, bytes, Done]] = []
         """A heap of those that wait for a leader: (deadline, number, method, body, done)."""
         self._held_bytes = 0
+        self._sent: dict[int, dict[int, tuple[float, int, bytes, Done]]] = {}
+        """By leader, and then by number: those that wait for its answer and do no harm twice."""
         self._number = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
@@ -56,17 +58,25 @@ class Questions:
         self._ask_until(self._clock() + self._request_timeout_s, method, body, done)
 
     def _ask_until(self, deadline: float, method: int, body: bytes, done: Done) -> None:
+        may_repeat = METHODS[method].retry is Retry.ALWAYS
+        self._number = number = self._number + 1
+        leader = self._raft.leader
+        sent = self._sent.setdefault(leader, {})
+
         def answered(answer: bytes | EtcdError) -> None:
+            if may_repeat and not sent.pop(number, None):
+                return  # Another leader was asked, too.
             failure = answer.name if isinstance(answer, EtcdError) else ""
-            may_repeat = METHODS[method].retry is Retry.ALWAYS
             if failure == "NotLeader" or (may_repeat and failure in _LOST):
                 self._hold(deadline, method, body, done)
             else:
                 done(answer)
 
-        leader = self._raft.leader
+        if may_repeat:  # Before it is asked: it may be answered at once, if the connection breaks.
+            sent[number] = (deadline, method, body, done)
         if leader and leader != self._own_id and self._ask(leader, method, body, answered):
             return
+        sent.pop(number, None)
         self._hold(deadline, method, body, done)
 
     def _hold(self, deadline: float, method: int, body: bytes, done: Done) -> None:
@@ -78,10 +88,15 @@ class Questions:
         heapq.heappush(self._held, (deadline, self._number, method, body, done))
 
     def retry(self, is_open: Callable[[int], bool]) -> None:
-        """Ask the held questions that time out first, if there is a leader that can be reached."""
+        """If there is a leader that can be reached, ask it the held questions that time out first,
+        and what the leader before it has not answered: it may be dead."""
         leader = self._raft.leader
-        if not self._held or not leader or not (leader == self._own_id or is_open(leader)):
+        if not leader or not (leader == self._own_id or is_open(leader)):
             return
+        for before in self._sent.keys() - {leader}:
+            sent = self._sent.pop(before)
+            while sent:
+                self._hold(*sent.popitem()[1])
         for _ in range(min(len(self._held), RETRIED_AT_ONCE)):
             deadline, _, method, body, done = heapq.heappop(self._held)
             self._held_bytes -= len(body)
