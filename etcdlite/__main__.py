@@ -161,8 +161,8 @@ def _report(failure: Exception) -> None:
             f"a setting needs the Python module {name}, which is not installed. Install it, on "
             f"Debian with 'apt install python3-{name}'"
         )
-    elif isinstance(cause, MemoryError):
-        why = "out of memory; nothing acknowledged is lost"
+    elif isinstance(cause, MemoryError) or "start new thread" in str(cause):
+        why = "out of memory, or of threads; nothing acknowledged is lost"
     else:
         why = "a fault in etcdlite; stopping. Please report it with this line"
     frame = traceback.extract_tb(cause.__traceback__)[-1:] if cause is not None else []

@@ -87,9 +87,12 @@ class Addresses:
         host = min(unknown)
         if host not in self._waiting:
             self._waiting[host] = []
-            threading.Thread(
-                target=self._look_up, args=(host,), name="resolve", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._look_up, args=(host,), name="resolve", daemon=True
+                ).start()
+            except RuntimeError:  # There can be no more threads now.
+                self._report(Resolved(host, None))
         self._waiting[host].append(partial(self.check, address, tuple(urls), done, tried | {host}))
 
     def _look_up(self, host: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -96,7 +97,8 @@ class Channels:
         operator waits for the result."""
         if self._credentials:
             look = partial(self._look, is_asked)
-            threading.Thread(target=look, name="certificates", daemon=True).start()
+            with suppress(RuntimeError):  # There can be no more threads now; it looks again later.
+                threading.Thread(target=look, name="certificates", daemon=True).start()
 
     def _look(self, is_asked: bool) -> None:
         for prefix, credentials in list(self._credentials.items()):

@@ -75,8 +75,13 @@ class Handshakes:
         """Take the next step of a handshake, with these bytes from the other side."""
         line = self._lines.get(is_member)
         if line is None:
-            line = self._lines[is_member] = _Line()
-            threading.Thread(target=self._run, args=(line,), name="handshakes", daemon=True).start()
+            line = _Line()
+            try:
+                threading.Thread(None, self._run, "handshakes", (line,), daemon=True).start()
+            except RuntimeError as failure:  # There can be no more threads now.
+                self._report(Stepped(connection, b"", ChannelError(str(failure))))
+                return
+            self._lines[is_member] = line
         line.put(connection, data)
 
     def begun(self, connection: Any, is_member: bool) -> Any:

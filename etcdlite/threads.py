@@ -225,7 +225,11 @@ LOGIN_NICENESS = 10
 
 def start_login(job: Job, done: Callable[[Any], None]) -> None:
     """Run a job of `Logins` in a thread of its own, which reports it."""
-    threading.Thread(target=_login, args=(job, done), name="login", daemon=True).start()
+    try:
+        threading.Thread(target=_login, args=(job, done), name="login", daemon=True).start()
+    except RuntimeError as failure:  # There can be no more threads now.
+        job.fail(failure)
+        done(job)
 
 
 def _login(job: Job, done: Callable[[Any], None]) -> None:
@@ -253,9 +257,12 @@ class Dialed(NamedTuple):
 
 def start_dial(dial: Dial, url: str, dialing: Dialing, done: Callable[[Any], None]) -> None:
     """Connect to another member in a thread of its own, which reports a `Dialed`."""
-    threading.Thread(
-        target=lambda: done(_dial(dial, url, dialing)), name="dial", daemon=True
-    ).start()
+    try:
+        threading.Thread(
+            target=lambda: done(_dial(dial, url, dialing)), name="dial", daemon=True
+        ).start()
+    except RuntimeError as failure:
+        done(Dialed(dial, url, OSError(str(failure))))
 
 
 def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:

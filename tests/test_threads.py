@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from etcdlite import threads
+from etcdlite.addresses import Addresses
 from etcdlite.errors import EtcdError
+from etcdlite.handshakes import Handshakes
 from etcdlite.lease import Lessor
 from etcdlite.metrics import Metrics
 from etcdlite.raft import Ready, Snapshot
 from etcdlite.raft_log import Entry
+from etcdlite.replica.logins import Job
 from etcdlite.server import STALL_S, Server
+from etcdlite.storage import disk as disk_layer
 from etcdlite.storage.steps import finish
 from etcdlite.threads import (
     ALONE_AGAIN_S,
@@ -291,3 +297,70 @@ def test_a_request_during_a_longer_sync_has_the_thread_do_the_next_ones(log, thr
         save_in_loop(log, thread, save(index), Lessor(), [])
     save_in_loop(log, thread, save(20), Lessor(), ready)
     assert thread.is_quick(save(21)) is not bool(ready)
+
+
+# No more threads.
+
+
+@pytest.fixture
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_without_a_thread_another_member_cannot_be_reached() -> None:
+    done: list[Any] = []
+    dial: Any = object()
+    threads.start_dial(dial, "http://127.0.0.1:1", lambda url, node: None, done.append)
+    (dialed,) = done
+    assert (dialed.dial, str(dialed.result)) == (dial, "can't start new thread")
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_without_a_thread_a_login_fails() -> None:
+    done: list[Any] = []
+    results: list[Any] = []
+    session: Any = SimpleNamespace(awaits=lambda request_id: True)
+    job = Job(session, 1, lambda: b"hash", results.append)
+    threads.start_login(job, done.append)
+    assert done == [job]
+    job.finish()
+    assert "can't start new thread" in results[0].text
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_without_a_thread_a_handshake_fails_and_a_later_one_begins_again() -> None:
+    done: list[Any] = []
+    handshakes = Handshakes(done.append)
+    connection = SimpleNamespace(host="h", is_closed=False)
+    for _ in range(2):
+        handshakes.step(connection, b"", False)
+    assert [(str(step.failure), step.connection) for step in done] == [
+        ("can't start new thread", connection)
+    ] * 2
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_without_a_thread_a_name_is_not_known() -> None:
+    reported: list[Any] = []
+    answers: list[bool] = []
+    addresses = Addresses(reported.append)
+    addresses.check("10.0.0.1", ["http://name.invalid:2380"], answers.append)
+    (result,) = reported
+    addresses.resolved(result)
+    assert answers == [False]
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_without_a_thread_the_kernel_frees_removed_files(tmp_path: Path) -> None:
+    eraser = disk_layer._Eraser()
+    path = tmp_path / "x"
+    path.write_bytes(bytes(3 << 20))
+    eraser.remove(str(path), os.unlink, str(path))
+    before = len(os.listdir("/proc/self/fd"))
+    eraser.synced(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    eraser.waiting.join()

@@ -92,12 +92,16 @@ class Job:
         except EtcdError as failure:
             self._result = failure.with_traceback(None)
         except (MemoryError, RuntimeError) as failure:  # libsodium finds no memory.
-            text = f"etcdlite: cannot compute the hash of a password: {failure}"
-            self._result = EtcdError(UNAVAILABLE, text)
+            self.fail(failure)
         except Exception as failure:
             # A client may have caused it. It must not keep one of the `MAX_RUNNING` places.
             log.error("a fault in a login; please report it", error=type(failure).__name__)
             self._result = EtcdError(UNAVAILABLE, "etcdlite: a fault in this member; see its log")
+
+    def fail(self, failure: Exception) -> None:
+        """Note that there is no memory, or no thread, to compute it."""
+        text = f"etcdlite: cannot compute the hash of a password: {failure}"
+        self._result = EtcdError(UNAVAILABLE, text)
 
     def finish(self) -> None:
         """Hand the result on. Called in the loop."""

@@ -235,10 +235,15 @@ class _Eraser:
         for fd, its_folder in self._removed.copy().items():
             if its_folder != folder or self._removed.pop(fd, None) is None:
                 continue
-            self.waiting.put(fd)
             if self._thread is None:
-                self._thread = threading.Thread(None, self._run, "etcdlite-eraser", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(None, self._run, "etcdlite-eraser", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # There can be no thread now: the kernel frees the space.
+                    os.close(fd)
+                    continue
+                self._thread = thread
+            self.waiting.put(fd)
 
     def _run(self) -> None:
         while True:
