@@ -46,16 +46,6 @@ from etcdlite.client.errors import (
     UnknownOutcome,
 )
 from etcdlite.client.link import NEVER_S, Broken, Link, Signal, StreamTicket, WatchTicket
-from etcdlite.client.operations import (
-    Bytes,
-    Comparison,
-    Event,
-    KeyValue,
-    Op,
-    WatchBatch,
-    WatchCursor,
-    to_bytes,
-)
 from etcdlite.methods import METHOD_BY_NAME
 
 T = TypeVar("T")
@@ -165,7 +155,7 @@ class WatchBase:
     A watch has a stream (a ticket on a link) or none. `_take` takes messages from the stream until
     it is over; `_open` opens one where the cursor stands, after the pause that is due."""
 
-    def __init__(self, calls: Calls, cursor: WatchCursor) -> None:
+    def __init__(self, calls: Calls, cursor: operations.WatchCursor) -> None:
         self._calls = calls
         self._cursor = cursor
         self._method = METHOD_BY_NAME["Watch.Watch"]
@@ -176,7 +166,7 @@ class WatchBase:
         """The last pause before opening a stream; when the next opening and the ping are due."""
         self._is_login_stale = False
         """The next attempt logs in again first. A second stale login in a row is an error."""
-        self._events: deque[Event] = deque()
+        self._events: deque[operations.Event] = deque()
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"revision {self.revision}"
@@ -221,7 +211,7 @@ class WatchBase:
             self.close()
             raise
 
-    def first_event(self, deadline_s: float, lease: LeaseBase | None) -> Script[Event]:
+    def first_event(self, deadline_s: float, lease: LeaseBase | None) -> Script[operations.Event]:
         """Begin, wait for an event, and close; see `follow`."""
         try:
             yield from self._begin()
@@ -243,7 +233,7 @@ class WatchBase:
         finally:
             self.close()
 
-    def _received_event(self) -> Event | None:
+    def _received_event(self) -> operations.Event | None:
         """The next event, if it is here. Hot: where events come fast, none takes a script."""
         events = self._events
         while not events:
@@ -253,7 +243,7 @@ class WatchBase:
             events.extend(batch.events)
         return events.popleft()
 
-    def _next_event(self, deadline_s: float) -> Script[Event | None]:
+    def _next_event(self, deadline_s: float) -> Script[operations.Event | None]:
         """None when the watch is closed."""
         while (event := self._received_event()) is None:
             batch = yield from self._next_batch(deadline_s)
@@ -262,14 +252,14 @@ class WatchBase:
             self._events.extend(batch.events)
         return event
 
-    def _next_batch(self, deadline_s: float = NEVER_S) -> Script[WatchBatch | None]:
+    def _next_batch(self, deadline_s: float = NEVER_S) -> Script[operations.WatchBatch | None]:
         """None when the watch is closed."""
         self._calls.check_process()
         if self._events and not self._is_closed:
             # They arrived with the confirmation of the watch, or are left of another batch.
             events = tuple(self._events)
             self._events.clear()
-            return WatchBatch(self.revision, events)
+            return operations.WatchBatch(self.revision, events)
         while not self._is_closed:
             if self._stream is None:
                 yield from self._open(deadline_s, patient=True)
@@ -279,7 +269,7 @@ class WatchBase:
                 yield from self._wait(deadline_s)
         return None
 
-    def _take(self) -> WatchBatch | None:
+    def _take(self) -> operations.WatchBatch | None:
         """Take a batch from the stream. None: none is here; or the stream is over."""
         if self._stream is None:
             return None
@@ -380,10 +370,10 @@ def follow(
     step: Callable[[Any], Any] = recipe.send
     outcome: Any = None
     try:
-        while not isinstance(wanted := step(outcome), KeyValue):
+        while not isinstance(wanted := step(outcome), operations.KeyValue):
             step = recipe.send
             try:
-                if isinstance(wanted, Op):
+                if isinstance(wanted, operations.Op):
                     outcome = yield from calls.perform(wanted)
                 else:
                     watch = WatchBase(calls, wanted)
@@ -531,7 +521,7 @@ class PlaceBase(Generic[LeaseT]):
         self,
         calls: Calls,
         make_lease: Callable[[int], LeaseT],
-        name: Bytes,
+        name: operations.Bytes,
         ttl: int,
         timeout_s: float | None,
         value: bytes = b"",
@@ -572,7 +562,7 @@ class PlaceBase(Generic[LeaseT]):
         return self._checked().revision
 
     @property
-    def guard(self) -> Comparison:
+    def guard(self) -> operations.Comparison:
         """For `txn(compare=[lock.guard], ...)`: takes effect only while this place is held."""
         return self._checked().guard
 
@@ -599,15 +589,15 @@ class PlaceBase(Generic[LeaseT]):
         lease, self._lease, self._held = self._lease, None, None
         return lease
 
-    def _proclaim(self, value: Bytes) -> Script[int]:
-        return follow(self._calls, recipes.proclaim(self._checked(), to_bytes(value)))
+    def _proclaim(self, value: operations.Bytes) -> Script[int]:
+        return follow(self._calls, recipes.proclaim(self._checked(), operations.to_bytes(value)))
 
 
 class ElectionBase(Generic[LeaseT]):
     """An election, by the prefix of its keys."""
 
     def __init__(
-        self, calls: Calls, make_lease: Callable[[int], LeaseT], name: Bytes, ttl: int
+        self, calls: Calls, make_lease: Callable[[int], LeaseT], name: operations.Bytes, ttl: int
     ) -> None:
         self._calls = calls
         self._make_lease = make_lease
@@ -615,17 +605,17 @@ class ElectionBase(Generic[LeaseT]):
         self._ttl = ttl
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {to_bytes(self._name)!r}>"
+        return f"<{type(self).__name__} {operations.to_bytes(self._name)!r}>"
 
-    def _candidacy(self, value: Bytes, timeout_s: float | None) -> tuple[Any, ...]:
+    def _candidacy(self, value: operations.Bytes, timeout_s: float | None) -> tuple[Any, ...]:
         """The arguments of a `PlaceBase`."""
-        value = to_bytes(value)
+        value = operations.to_bytes(value)
         return self._calls, self._make_lease, self._name, self._ttl, timeout_s, value
 
-    def _leader(self) -> Script[KeyValue | None]:
+    def _leader(self) -> Script[operations.KeyValue | None]:
         return follow(self._calls, recipes.leader(recipes.line(self._name)))
 
-    def _observations(self) -> Callable[[], Script[KeyValue]]:
+    def _observations(self) -> Callable[[], Script[operations.KeyValue]]:
         """A function that makes the script of the next observation."""
         recipe = recipes.observe(recipes.line(self._name))
         return lambda: follow(self._calls, recipe)
@@ -650,8 +640,8 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
     """Makes a maker of signals for one client."""
     _stream: Callable[[Calls, str, Any, float | None], StreamT]
     _lease: Callable[[Calls, int, int], LeaseT]
-    _lock: Callable[[Calls, Callable[[int], LeaseT], Bytes, int, float | None], LockT]
-    _election: Callable[[Calls, Callable[[int], LeaseT], Bytes, int], ElectionT]
+    _lock: Callable[[Calls, Callable[[int], LeaseT], operations.Bytes, int, float | None], LockT]
+    _election: Callable[[Calls, Callable[[int], LeaseT], operations.Bytes, int], ElectionT]
 
     def __init__(
         self,
@@ -747,14 +737,16 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         """A lease of `ttl` seconds, kept alive inside its `with` block, revoked at its end."""
         return type(self)._lease(self._calls, ttl, id)
 
-    def lock(self, name: Bytes, *, ttl: int = 10, timeout_s: float | None = None) -> LockT:
+    def lock(
+        self, name: operations.Bytes, *, ttl: int = 10, timeout_s: float | None = None
+    ) -> LockT:
         """The lock `name`, held inside its `with` block.
 
         If the holder dies, the lock is free `ttl` seconds later. `timeout_s` bounds the wait for it
         (None: forever; 0: take it now or not at all)."""
         return type(self)._lock(self._calls, self.lease, name, ttl, timeout_s)
 
-    def election(self, name: Bytes, *, ttl: int = 10) -> ElectionT:
+    def election(self, name: operations.Bytes, *, ttl: int = 10) -> ElectionT:
         """The election `name`. If the leader dies, the next one leads `ttl` seconds later."""
         return type(self)._election(self._calls, self.lease, name, ttl)
 

@@ -17,29 +17,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import etcdlite
-from etcdlite import proto, txn
+from etcdlite import methods, proto, txn
 from etcdlite.auth import OWN
 from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, UNKNOWN, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.loading import when_loaded
 from etcdlite.member import Member
-from etcdlite.methods import (
-    CHECKPOINT,
-    DELETE_RANGE,
-    HASH,
-    KEEP_ALIVE,
-    MEMBER_CHANGE,
-    METHOD_BY_NAME,
-    METHODS,
-    PUT,
-    RANGE,
-    TOKEN_KEY,
-    TXN,
-    UNARY,
-    Route,
-    by_number,
-    numbers,
-)
 from etcdlite.plain_txn import decode_txn
 from etcdlite.proto import varint, varint64
 from etcdlite.ranges import decode_range
@@ -286,7 +269,7 @@ def _once_current(member: Member, received: Received, do: Callable[[], None]) ->
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
     asked = Asked(received.then(do))
-    member.reads.read(asked, 0, KEEP_ALIVE, None, len(received.frame))
+    member.reads.read(asked, 0, methods.KEEP_ALIVE, None, len(received.frame))
 
 
 def _as_of_now(
@@ -312,7 +295,7 @@ def _member_change(member: Member, received: Received) -> None:
     if action == membership.UPDATE:
         changed.peerURLs = membership.peer_urls_of(request.peerURLs)
     change = proto.MemberChange(action=action, member=changed)
-    checks.check(MEMBER_CHANGE, change)
+    checks.check(methods.MEMBER_CHANGE, change)
     if member.leadership.missing_voters():
         member.check_safe(change)  # As in etcd, this needs no quorum.
     _as_of_now(partial(_on_leader, partial(_change_members, change)), member, received)
@@ -357,7 +340,7 @@ def _authenticate(member: Member, received: Received) -> None:
 
 def _auth_enable(member: Member, received: Received) -> None:
     if not member.state.auth.enabled:
-        member.writes.propose_own(TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
+        member.writes.propose_own(methods.TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
     member.writes.propose(*received)
 
 
@@ -424,14 +407,16 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
         if member.is_learner:
             done(error("NotSupportedForLearner"))
         else:
-            member.questions.ask(KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done))
+            member.questions.ask(
+                methods.KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done)
+            )
     elif member.needs_no_round and not member.leases.is_checkpointed(renewal[0]):
         done(_renew(member, *renewal))
     else:
         # A read confirms that this member still leads and has applied all that was acknowledged. A
         # leader that was paused must not renew a lease that another leader has let expire.
         confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
-        member.reads.read(confirmed, 0, KEEP_ALIVE, None)
+        member.reads.read(confirmed, 0, methods.KEEP_ALIVE, None)
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
@@ -461,7 +446,7 @@ def _leadership_confirmed(
         # remaining TTL gives the lease its full TTL again.
         reset = proto.LeaseCheckpointRequest(checkpoints=[proto.LeaseCheckpoint(ID=renewal[0])])
         asked = Asked(partial(_checkpoint_reset, member, body, done))
-        member.writes.propose_message(asked, 0, CHECKPOINT, reset)
+        member.writes.propose_message(asked, 0, methods.CHECKPOINT, reset)
     else:
         done(_renew(member, *renewal))
 
@@ -493,10 +478,10 @@ def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | 
 
 
 _ACTIONS = {
-    METHOD_BY_NAME["Cluster.MemberAdd"].number: membership.ADD,
-    METHOD_BY_NAME["Cluster.MemberRemove"].number: membership.REMOVE,
-    METHOD_BY_NAME["Cluster.MemberUpdate"].number: membership.UPDATE,
-    METHOD_BY_NAME["Cluster.MemberPromote"].number: membership.PROMOTE,
+    methods.METHOD_BY_NAME["Cluster.MemberAdd"].number: membership.ADD,
+    methods.METHOD_BY_NAME["Cluster.MemberRemove"].number: membership.REMOVE,
+    methods.METHOD_BY_NAME["Cluster.MemberUpdate"].number: membership.UPDATE,
+    methods.METHOD_BY_NAME["Cluster.MemberPromote"].number: membership.PROMOTE,
 }
 
 
@@ -517,11 +502,11 @@ def _handler(handle: Callable[[Member, Received], None], is_checked: bool) -> Ha
 
 def _decoder(number: int) -> Any:
     """The decoder of a method's requests."""
-    method = METHODS[number]
+    method = methods.METHODS[number]
     request = method.request
-    if number == TXN:
+    if number == methods.TXN:
         return decode_txn
-    if number == RANGE:
+    if number == methods.RANGE:
         return decode_range
     if method.full.startswith("KV."):
         return request.decode
@@ -529,19 +514,19 @@ def _decoder(number: int) -> Any:
     return lambda *arguments: request.decode(*arguments)
 
 
-_CHECKED = numbers(Route.LOCAL | Route.LEADER)
+_CHECKED = methods.numbers(methods.Route.LOCAL | methods.Route.LEADER)
 
 _HANDLERS: dict[int, Handler] = {
-    RANGE: _range,
-    PUT: _put,
-    DELETE_RANGE: _delete_range,
-    TXN: _txn,
-    HASH: _read_now,
+    methods.RANGE: _range,
+    methods.PUT: _put,
+    methods.DELETE_RANGE: _delete_range,
+    methods.TXN: _txn,
+    methods.HASH: _read_now,
 }
 _HANDLERS |= {
     number: _handler(handle, number in _CHECKED)
-    for number, handle in by_number(
-        UNARY - _HANDLERS.keys(),
+    for number, handle in methods.by_number(
+        methods.UNARY - _HANDLERS.keys(),
         {
             "KV.Compact": _propose,
             "Lease.LeaseGrant": _lease_grant,
@@ -589,7 +574,7 @@ bounds for requests above `FEW_BYTES`."""
 
 def unimplemented(method: int) -> EtcdError:
     """The answer to a method that does not exist or is not served."""
-    known = METHODS.get(method)
+    known = methods.METHODS.get(method)
     if known is None:
         return EtcdError(UNIMPLEMENTED, f"unknown method {method:#04x}")
     return EtcdError(
