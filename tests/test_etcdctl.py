@@ -18,6 +18,7 @@ Left out:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -32,11 +33,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from rigs.ctl_runner import Ended
+from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
 from test_ctl_live import PLAIN, PRINTED
 
 from etcdlite import json_mapping, methods, proto
+from etcdlite.client import Client
 
 DEBIANS = "/usr/bin/etcdctl"
 
@@ -618,3 +621,34 @@ def test_a_mirror_follows(program: str, sides: tuple[Side, Side]) -> None:
         do(program, source, "put", f"{prefix}after", "2")
         wait_until(has(f"{prefix}after"), "what comes is copied")
         mirror.end()
+
+
+def test_watches_behind_etcds_grpc_proxy_read_all_history(
+    server: ServerFactory, tmp_path: Path
+) -> None:
+    """The proxy moves a watch to an older one of the same range once the revision in the header of
+    a response says that both have the same."""
+    endpoint, proxied = server().endpoint, f"127.0.0.1:{free_ports(1)[0]}"
+    with Client([endpoint]) as client:
+        for n in range(800):
+            client.put(f"p/{n}", "v" * 300)
+    etcdctl = distributed("etcdctl")
+    options: dict[str, Any] = {"stderr": subprocess.DEVNULL, "env": without_settings()}
+    with contextlib.ExitStack() as running:
+
+        def start(*command: str, **more: Any) -> None:
+            process = running.enter_context(subprocess.Popen(command, **options, **more))
+            running.callback(process.kill)
+
+        proxy = ("grpc-proxy", "start", f"--endpoints={endpoint}", f"--listen-addr={proxied}")
+        start(distributed("etcd"), *proxy)
+        for name in ("first", "second", "third"):
+            path = tmp_path / name
+            with open(path, "wb") as file:
+                watch = ("watch", "p/", "--prefix", "--rev=1", f"--endpoints={proxied}")
+                start(etcdctl, *watch, stdout=file)
+
+            def is_complete(path: Path = path) -> bool:
+                return path.read_bytes().count(b"PUT\n") == 800
+
+            wait_until(is_complete, f"the {name} watch has all events")
