@@ -392,3 +392,32 @@ def test_a_file_system_without_inodes_is_used_on(tmp_path: Path) -> None:
     finally:
         process.close()
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("keys", [None, keyring(1)])
+@pytest.mark.parametrize("has_member", [False, True])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE])
+def test_a_start_that_finds_no_space_or_no_descriptor_fails_with_that_error(
+    error: int, has_member: bool, keys: Keyring | None
+) -> None:
+    begun = FaultyDisk()
+    if has_member:
+        rig = MemberRig(begun, keys=keys)
+        busy_life(rig)
+        begun, story = begun.power_loss(), rig.story
+    for fail_at in count(1):
+        disk = begun.fork()
+        disk.fail_at, disk.error = fail_at, error
+        try:
+            MemberRig(disk, keys=keys).settle()
+        except OSError as failure:
+            assert failure.errno == error, "another error than the one of the disk"
+        else:
+            if disk.fail_at is not None:
+                break
+        disk.fail_at = None
+        after = MemberRig(disk.fork(), keys=keys)
+        after.settle()
+        if has_member:
+            story.check(after.member.state.store)
+    assert fail_at > 20

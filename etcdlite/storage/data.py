@@ -423,7 +423,8 @@ class DataFile:
             if file is not None:
                 file.close()
                 self.disk.unlink(file.path)
-            if failure.errno not in EXHAUSTED or self.offset > MAX_SEGMENT_BYTES:
+            goes_on = self.active and self.disk.may_append(self.files[self.active])
+            if failure.errno not in EXHAUSTED or not goes_on or self.offset > MAX_SEGMENT_BYTES:
                 raise
             return
         if self.active:
