@@ -291,6 +291,18 @@ def test_a_cluster_goes_down_and_up_again() -> None:
     cluster.agree()
 
 
+def test_a_downgrade_that_is_cancelled_at_any_moment_is_cancelled() -> None:
+    """Also while the leader proposes to lower the version."""
+    cluster = Cluster(**SMALL)
+    for later_ms in range(0, 1_500, 7):
+        assert downgrade(cluster, cluster.leader, ENABLE, "0.1") == "0.2"
+        cluster.world.run(later_ms / 1000)
+        sent = cluster.client.send(cluster.leader, "Maintenance.Downgrade", action=CANCEL)
+        cluster.world.run_until(lambda: sent in cluster.client.answers)  # noqa: B023
+        assert not isinstance(cluster.client.answers[sent], EtcdError), (later_ms, sent)
+        until_all_have(cluster, V0_2)
+
+
 def test_the_last_known_user_is_not_said_to_have_made_later_changes() -> None:
     cluster = Cluster(1)
     timeline = cluster.leader.member.state.timeline

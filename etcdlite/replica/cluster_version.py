@@ -54,10 +54,18 @@ class ClusterVersion:
             old_target="" if self.target is None else str(self.target),
         )
 
+    def has_target_of(self, change: proto.ClusterVersion) -> bool:
+        """The target is the one that `change` sets."""
+        return change.target == ("" if self.target is None else str(self.target))
+
+    def may_apply(self, change: proto.ClusterVersion) -> bool:
+        """The versions are those that `change` replaces."""
+        now = self.change(self.version, self.target)
+        return (change.old_version, change.old_target) == (now.old_version, now.old_target)
+
     def apply(self, request: proto.ClusterVersion) -> None:
         """Apply a `ClusterVersion`. Raises EtcdError if the versions changed since it was made."""
-        now = self.change(self.version, self.target)
-        if (request.old_version, request.old_target) != (now.old_version, now.old_target):
+        if not self.may_apply(request):
             raise error("ClusterVersionUnavailable")
         before = self.version
         self.version = parse(request.version)

@@ -69,8 +69,8 @@ class VersionKeeper:
         self._proposed_at = -math.inf
         self._clock = state.clock
         self._timeout_s = options.request_timeout_s
-        self._waiting: list[tuple[float, Version | None, Done]] = []
-        """Requests that wait until their target is applied: (deadline, target, done)."""
+        self._waiting: list[tuple[float, proto.DowngradeRequest, proto.ClusterVersion, Done]] = []
+        """Requests that wait until their change is applied: (deadline, request, change, done)."""
 
     def tick(self, now: float) -> None:
         """Propose another version, if there should be one. `now` is in seconds."""
@@ -95,6 +95,9 @@ class VersionKeeper:
     def downgrade(self, request: proto.DowngradeRequest, done: Done) -> None:
         """Carry out a `DowngradeRequest` on the leader. `done` gets the response or an EtcdError.
         Raises EtcdError."""
+        self._begin(self._clock() + self._timeout_s, request, done)
+
+    def _begin(self, deadline: float, request: proto.DowngradeRequest, done: Done) -> None:
         cluster_version = self._cluster_version
         if request.action == ACTIONS["CANCEL"]:
             if cluster_version.target is None:
@@ -125,7 +128,7 @@ class VersionKeeper:
         change = cluster_version.change(cluster_version.version, target)
         if not self._writes.propose_once([(SET_CLUSTER_VERSION, change)]):
             raise error("LeaderChanged")
-        self._waiting.append((self._clock() + self._timeout_s, target, done))
+        self._waiting.append((deadline, request, change, done))
 
     def _keeps_up(self, target: Version) -> bool:
         """The state has something that members of version `target` do not know."""
@@ -133,13 +136,18 @@ class VersionKeeper:
 
     def _answer(self, now: float) -> None:
         waiting, self._waiting = self._waiting, []
-        for deadline, target, done in waiting:
-            if self._cluster_version.target == target:
+        for deadline, request, change, done in waiting:
+            if self._cluster_version.has_target_of(change):
                 done(self._response())
             elif now >= deadline:
                 done(error("Timeout"))
-            else:
-                self._waiting.append((deadline, target, done))
+            elif self._cluster_version.may_apply(change):
+                self._waiting.append((deadline, request, change, done))
+            else:  # Another change came first, so this one has no effect.
+                try:
+                    self._begin(deadline, request, done)
+                except EtcdError as failure:
+                    done(failure)
 
     def _response(self) -> bytes:
         response = proto.DowngradeResponse(version=str(self._cluster_version.version))
