@@ -136,7 +136,7 @@ def streamed(
     try:
         count = found = 0
         size = len(head)
-        for seen, records in _pages(store, request, revision, store.limits.step_bytes):
+        for seen, records, _ in _pages(store, request, revision, store.limits.step_bytes):
             size += _field_bytes([length for _, length in records[: max(0, limit - found)]])
             count += seen
             found += len(records)
@@ -144,9 +144,8 @@ def streamed(
         tail = _tail(found > limit, count)
         yield size + len(tail)
         left = min(found, limit)
-        for _, records in _pages(store, request, revision, piece_bytes):
-            del records[left:]
-            kvs = [kv for kv, _ in records] if request.keys_only else store.data.read_all(records)
+        for _, records, _ in _pages(store, request, revision, piece_bytes):
+            kvs = _read(store, request, records[:left])
             left -= len(kvs)
             yield b"".join([head, *_with_fields(kvs), b"" if left else tail])
             head = b""
@@ -157,36 +156,44 @@ def streamed(
 
 
 def _pages(
-    store: Store, request: proto.RangeRequest, revision: int, page_bytes: int
-) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
-    """The range in the order of keys, ascending or descending, in pages of about `page_bytes`: the
-    number of keys, and of those that pass the filters (location in the data, length), or (record,
-    length) if it is made without its value."""
+    store: Store, request: proto.RangeRequest, revision: int, page_bytes: int, room: int = _NO_LIMIT
+) -> Iterator[tuple[int, list[tuple[Any, int]], tuple[bytes, bytes | None] | None]]:
+    """The first `room` keys of the range in their order, ascending or descending, in pages of about
+    `page_bytes`: the number of keys; of those that pass the filters (location in the data, length),
+    or (record, length) if it is made without its value; and the rest of the range, if any."""
     start, end = key_range(request.key, request.range_end)
     bounds = _bounds(request)
     descends = bool(_order(request))
     keys_only = request.keys_only
-    step_keys = store.limits.range_step_keys
-    while True:
+    records: list[tuple[Any, int]]
+    while room > 0:
+        most = min(store.limits.range_step_keys, room)
         if bounds or keys_only or descends:
             entries: list[Any]
-            entries, cursor = store.scan_numbers(
-                start, end, revision, step_keys, page_bytes, descends
-            )
+            entries, cursor = store.scan_numbers(start, end, revision, most, page_bytes, descends)
             seen = len(entries)
             if bounds or keys_only:
                 entries = _within(_numbered(store, entries), bounds)
             if keys_only:
-                kvs = _without_values(entries)
-                yield seen, [(kv, len(kv)) for kv in kvs]
+                records = [(kv, len(kv)) for kv in _without_values(entries)]
             else:
-                yield seen, [(location, length) for _, _, location, length in entries]
+                records = [entry[2:] for entry in entries]
         else:
-            records, cursor = store.scan(start, end, revision, step_keys, page_bytes)
-            yield len(records), records
+            records, cursor = store.scan(start, end, revision, most, page_bytes)
+            seen = len(records)
         if cursor is None:
+            yield seen, records, None
             return
         start, end = (start, cursor) if descends else (cursor, end)
+        room -= seen
+        yield seen, records, (start, end)
+
+
+def _read(
+    store: Store, request: proto.RangeRequest, records: list[tuple[Any, int]]
+) -> list[bytes | memoryview]:
+    """What stands in the answer for records of a page."""
+    return [kv for kv, _ in records] if request.keys_only else store.data.read_all(records)
 
 
 def range_steps(
@@ -248,48 +255,20 @@ def _listed_steps(
 ) -> Generator[None, None, tuple[int, int]]:
     """Append the records in the order of their keys, ascending or descending. Returns how many keys
     are in the range, and how many of them, up to one more than the limit, pass the filters."""
-    start, end = key_range(request.key, request.range_end)
-    limits = store.limits
-    bounds = _bounds(request)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
-    room = _NO_LIMIT if bounds else limit + 1
-    keys_only = request.keys_only
-    descends = bool(_order(request))
-    read_all = store.data.read_all
-    entries: list[Any]
-    kvs: Sequence[bytes | memoryview]
+    room = _NO_LIMIT if _bounds(request) else limit + 1
     count = found = 0
-    while True:
+    for seen, records, rest in _pages(store, request, revision, store.limits.step_bytes, room):
+        answer.add(_read(store, request, records[: max(0, limit - found)]))
+        count += seen
+        found += len(records)
+        if rest is None:
+            break
+        yield
         if count >= room or found > limit:
             # Enough is read. What is left is to count the rest of the range.
-            count += yield from _count_steps(store, start, end, revision)
+            count += yield from _count_steps(store, *rest, revision)
             break
-        most = min(limits.range_step_keys, room - count)
-        if bounds or keys_only or descends:
-            entries, cursor = store.scan_numbers(
-                start, end, revision, most, limits.step_bytes, descends
-            )
-            count += len(entries)
-            if bounds or keys_only:
-                entries = _within(_numbered(store, entries), bounds)
-            left = max(0, limit - found)
-            found += len(entries)
-            if keys_only:
-                kvs = _without_values(entries[:left])
-            else:
-                kvs = read_all([entry[2:] for entry in entries[:left]])
-        else:
-            records, cursor = store.scan(start, end, revision, most)
-            count += len(records)
-            found += len(records)
-            if found > limit:
-                del records[limit - found :]
-            kvs = read_all(records)
-        answer.add(kvs)
-        if cursor is None:
-            break
-        start, end = (start, cursor) if descends else (cursor, end)
-        yield
     return count, found
 
 
