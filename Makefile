@@ -26,10 +26,15 @@ NPM_CLIENT := tests/clients/node_modules/.package-lock.json
 .PHONY: release
 .DELETE_ON_ERROR:
 
+tell_path = command -v etcdlite-ctl >/dev/null || \
+  echo "make: in the other terminal, . $(BIN)/activate makes etcdlite-ctl known"
+
 run: $(VENV)/run.stamp
+	@$(tell_path)
 	@exec $(BIN)/etcdlite
 
 cluster: $(VENV)/run.stamp
+	@$(tell_path)
 	@exec $(BIN)/python -m etcdlite.cli.local_cluster
 
 test: lint scripts $(NPM_CLIENT)

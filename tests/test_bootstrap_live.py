@@ -24,6 +24,7 @@ from test_discovery import FakeDns, fake_dns
 
 from etcdlite import backup, proto
 from etcdlite.client import Client, EtcdliteError
+from etcdlite.client.errors import Unhealthy
 
 __all__ = ["cluster", "fake_dns"]  # Fixtures.
 
@@ -290,6 +291,28 @@ def test_one_command_runs_a_cluster_to_try(tmp_path: Path) -> None:
         assert killed is not None
         os.kill(int(killed[1]), signal.SIGKILL)
         assert any("m2 was started again" in line for line in lines)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_cluster_to_try_goes_on_without_a_member_that_was_removed(tmp_path: Path) -> None:
+    ports = free_ports(6)
+    with local_cluster(tmp_path / "cluster", ports) as process:
+        assert process.stdout is not None
+        assert next(li for li in process.stdout if "serve" in li)
+        with Client([f"127.0.0.1:{port}" for port in ports[:4:2]], timeout_s=60.0) as client:
+            (third,) = (member.id for member in client.members() if member.name == "m3")
+
+            def removed() -> bool:
+                with contextlib.suppress(Unhealthy):  # All have just begun.
+                    client.member_remove(third)
+                    return True
+                return False
+
+            wait_until(removed, "m3 is removed")
+            assert next(li for li in process.stdout if "m3 ended after 3 restarts" in li)
+            assert next(li for li in process.stdout if "was removed from the cluster" in li)
+            client.put("k", "v")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import signal
 import socket
@@ -39,7 +40,7 @@ RESTART_S = 5.0
 """Pause before a member that ended is started again."""
 
 MAX_RESTARTS = 3
-"""A member that ends this often in a row, soon after its start, is given up."""
+"""A member that ends after this many restarts in a row, each soon after the last, stays down."""
 
 STEADY_S = 10.0
 """A member that has run for this long has started well."""
@@ -73,7 +74,8 @@ def _not_started(name: str, folder: str, what: str) -> NotStarted:
     path = f"{folder}/{name}.log"
     with open(path, errors="replace") as file:
         lines = "".join(file.readlines()[-LAST_LINES:]).rstrip()
-    return NotStarted(f"{name} {what}; its log {path} ends with:\n{lines}")
+    begin = f"To begin again without data, stop all members and remove {folder}."
+    return NotStarted(f"{name} {what}; its log {path} ends with:\n{lines}\n{begin}")
 
 
 def endpoints() -> list[str]:
@@ -156,7 +158,7 @@ def wait_until_all_serve(members: dict[str, subprocess.Popen[bytes]], folder: st
 
 
 def keep_running(members: dict[str, subprocess.Popen[bytes]], folder: str) -> None:
-    """Restart members that end, until a signal. Raises NotStarted if one does not stay up."""
+    """Restart members that end, until a signal. Raises NotStarted once none stays up."""
     started_s = dict.fromkeys(members, time.monotonic())
     ended_s: dict[str, float] = {}
     restarts = dict.fromkeys(members, 0)
@@ -170,7 +172,11 @@ def keep_running(members: dict[str, subprocess.Popen[bytes]], folder: str) -> No
                 ended_s[name] = now_s
                 print(f"{name} ended with status {member.returncode}", flush=True)
                 if restarts[name] == MAX_RESTARTS:
-                    raise _not_started(name, folder, f"ended after {MAX_RESTARTS} restarts")
+                    failure = _not_started(name, folder, f"ended after {MAX_RESTARTS} restarts")
+                    ended_s[name] = math.inf  # It stays down, as one that was removed must.
+                    if all(ended_s.get(other) == math.inf for other in members):
+                        raise failure
+                    print(failure, flush=True)
             elif now_s - ended_s[name] > RESTART_S:
                 del ended_s[name]
                 restarts[name] += 1
