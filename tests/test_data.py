@@ -294,3 +294,20 @@ def test_a_file_is_erased_only_when_its_removal_is_durable(tmp_path: Path) -> No
     disk.wait_for_space()
     assert os.fstat(watching).st_size == 0
     os.close(watching)
+
+
+def test_a_reservation_that_finds_too_little_space_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On ext4 it has taken what there was; a file that is removed holds it until it is closed."""
+
+    def take_what_there_is(fd: int, offset: int, size_bytes: int) -> None:
+        os.ftruncate(fd, 3 << 20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", take_what_there_is)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="No space"):
+        Disk().create(str(tmp_path / "x"), b"", 64 << 20)
+    assert os.listdir("/proc/self/fd") == before
+    assert not os.listdir(tmp_path)

@@ -135,8 +135,14 @@ class File:
 
     @_names_file
     def allocate(self, size_bytes: int) -> None:
-        """Reserve zero-filled space up to `size_bytes`: later writes there cannot run out of it."""
-        os.posix_fallocate(self._fd, 0, size_bytes)
+        """Reserve zero-filled space up to `size_bytes`: later writes there cannot run out of it.
+        After an error none of it is taken."""
+        before_bytes = self.size()
+        try:
+            os.posix_fallocate(self._fd, 0, size_bytes)
+        except OSError:
+            os.ftruncate(self._fd, before_bytes)  # ext4 keeps what there was.
+            raise
 
     @_names_file
     def sync(self) -> None:
