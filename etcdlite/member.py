@@ -600,10 +600,10 @@ class Member:
         if self._applying is None:
             self._applying = self._apply_steps()
         for _ in self._applying:
-            if not self.state.write(None) or self.slice_is_over():
+            if not self.state.write_applied(None) or self.slice_is_over():
                 return
         entry = self._applied_entry
-        if entry is not None and not self.state.write(entry):
+        if entry is not None and not self.state.write_applied(entry):
             return
         self._applying = self._applied_entry = None
         if entry is None:

@@ -82,6 +82,8 @@ class State:
         self.outdated: list[tuple[Waiter, EtcdError, Author | None]] = []
         """(waiter, error, author) of requests of the last entry that failed because users changed
         after the member that received them checked them. `Writes.propose_outdated` takes them."""
+        self.awaits_space = False
+        """There was no space for what was applied. Nothing is applied until a tick resets this."""
 
     def restore(self, store: Store) -> None:
         """Replace the store, and close the old one."""
@@ -107,14 +109,10 @@ class State:
 
     # Applying.
 
-    awaits_space = False
-    """There was no space for what is applied; nothing more may be applied before a tick resets it.
-    """
-
-    def write(self, last: Entry | None) -> bool:
-        """Write what is applied to the data file if there is much; with `last`, the last entry
-        applied, write all of it. Returns False if there is no space: it is kept, to be written by
-        the next call."""
+    def write_applied(self, last: Entry | None) -> bool:
+        """Write changes to the data file: all of them and a mark if they end with the entry `last`,
+        else only if they are large. Returns False if there is no space: the changes are kept, and
+        the next call writes them."""
         try:
             if last is None:
                 self.store.data.flush_part()
@@ -125,7 +123,7 @@ class State:
                 raise
             self.awaits_space = True
             if not log.limited("no space to apply", 0.1):
-                log.error("no space for what is applied; trying again", error=str(failure))
+                log.error("no space for applied changes; trying again", error=str(failure))
             self.alarms.raise_nospace(failure)
         return not self.awaits_space
 

@@ -133,7 +133,7 @@ the checkpoint after it fill."""
 OFFSET_MASK = (1 << 32) - 1
 
 MAX_SEGMENT_BYTES = 1 << 31
-"""A segment ends here even if there can be no next one: an offset has 32 bits."""
+"""Beyond this size a segment cannot go on if the next one cannot be made: an offset has 32 bits."""
 
 _NAME = re.compile(r"[0-9a-f]{16}\.seg")
 _LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
@@ -386,8 +386,8 @@ class DataFile:
             self.flush()
 
     def retract(self) -> None:
-        """Forget what waits to be flushed, for which there is no space. It counts as garbage, and
-        nothing points to it."""
+        """Drop the records that wait to be flushed, because there is no space for them. All of them
+        must be counted as garbage, and nothing may refer to them."""
         self.garbage[self.active] -= self.offset - self.flushed
         self.offset = self.flushed
         self.out.clear()
@@ -409,8 +409,9 @@ class DataFile:
         return self.offset >= self.segment_bytes
 
     def roll(self) -> None:
-        """Seal the active segment and begin the next. Nothing may wait to be flushed. Without a
-        descriptor or space for the next one, the active segment goes on (see `is_full`)."""
+        """Seal the active segment and begin the next one. Nothing may wait to be flushed. Without a
+        descriptor or space for it, the active one goes on if it can, and the next mark tries again.
+        Raises OSError."""
         assert not self.out
         number, file = self.active + 1, None
         header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, self.offset, 0)[:-4]

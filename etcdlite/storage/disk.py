@@ -5,8 +5,8 @@ way, so that tests can put a faulty or simulated disk in its place.
 
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
 may have dropped the dirty pages and cleared the error), so the caller must not retry: it ends the
-process. What found no space or no free descriptor may be tried again: in a thread a method waits
-for a descriptor itself, and a caller waits for space with `pause`.
+process. A call that found no space or no free descriptor may be repeated. In a thread, methods wait
+for a descriptor by themselves, and `create` for space, too; other callers wait with `pause`.
 
 The one thread here does work that no caller can wait for: see `_Eraser`.
 """
@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from etcdlite import log
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Of the file system, of the user, or within the limit of the size of a file."""
+"""The file system is full, the user's quota is, or the limit for the size of a file is reached."""
 
 NO_FILES = (errno.EMFILE, errno.ENFILE)
 
@@ -35,22 +35,22 @@ EXHAUSTED = NO_SPACE + NO_FILES
 """Errors after which another attempt may succeed later."""
 
 PAUSE_S = 1.0
+"""Between two attempts."""
+
 MAX_PAUSES = 60
-"""Between two attempts, and the number of those for a descriptor. Then the process must end, which
-closes all of its files."""
+"""Pauses for a descriptor. After them the process must end, which closes all of its files."""
 
 COPY_BYTES = 1 << 20
 """The contents of a file are copied in pieces of this size."""
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
-
 _is_stopping = threading.Event()
 
 
 def pause(failure: OSError) -> None:
-    """Wait before another attempt of what failed for want of space or a descriptor. Only a thread
-    may wait, and only until the process stops: otherwise raises `failure`."""
+    """Wait before a call is repeated that failed for lack of space or of a descriptor. Raises
+    `failure` instead in the main thread, which must not wait, and once the process stops."""
     if threading.current_thread() is threading.main_thread():
         raise failure
     if not log.limited("exhausted", 0.1):
@@ -60,12 +60,12 @@ def pause(failure: OSError) -> None:
 
 
 def stop_waiting() -> None:
-    """From now on nothing waits in `pause`: the process stops."""
+    """The process stops: from now on `pause` does not wait, but raises."""
     _is_stopping.set()
 
 
 def _patiently(call: Callable[..., Any], *args: Any) -> Any:
-    """The result of a call that needs a free descriptor."""
+    """The result of `call`, which is repeated while no descriptor is free (see `pause`)."""
     for pauses in range(MAX_PAUSES + 1):
         try:
             return call(*args)
@@ -218,12 +218,12 @@ class _Eraser:
 
     def __init__(self) -> None:
         self._removed: dict[int, str] = {}
-        """Files whose removal is not durable yet, and their folders."""
+        """By descriptor: the folder of a file whose removal is not durable yet."""
         self.waiting: queue.Queue[int] = queue.Queue()
         self._thread: threading.Thread | None = None
 
     def remove(self, path: str, call: Callable[..., None], *args: str) -> None:
-        """Take over the file at `path`, whose name `call` removes."""
+        """Remove the name `path` with `call(*args)`. A large file is erased after `synced`."""
         fd = -1
         with suppress(OSError):  # There is none, it is a folder, or no descriptor is free.
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -237,7 +237,7 @@ class _Eraser:
                 os.close(fd)
 
     def synced(self, folder: str) -> None:
-        """Erase the files taken so far in a folder: their removal is durable now."""
+        """Erase what was removed from a folder so far: the removals are durable now."""
         for fd, its_folder in self._removed.copy().items():
             if its_folder != folder or self._removed.pop(fd, None) is None:
                 continue
@@ -285,8 +285,8 @@ class Disk:
         return self._shared(path, _open(path, os.O_RDWR))
 
     def create(self, path: str, content: bytes, size_bytes: int = 0) -> File:
-        """A new file, which must not exist yet, with this content and reserved space of this size.
-        A thread waits for the space; after an error there is no file."""
+        """Create a file with this content, and reserve `size_bytes` for it. It must not exist yet.
+        A thread waits for space (see `pause`); after an error there is no file."""
         while True:
             file = self.open_new(path)
             try:
