@@ -3,7 +3,7 @@
 The address of the other side must be one that the hosts of the member's peer URLs resolve to. An
 IP address resolves to itself, a name in a thread, because that may take seconds. What a name
 resolved to is used for `FRESH_S`; an address that is not in it has the name resolved again, but not
-more often than every `AGAIN_S`. While no name server can tell, the addresses of before stay.
+more often than every `AGAIN_S`. While no name server answers, the last addresses stay in use.
 
 A machine calls its own addresses 127.x.x.x from 127.0.0.1, so a member with such a URL may come
 from there.
@@ -99,7 +99,7 @@ class Addresses:
         self._report(Resolved(host, look_up(host)))
 
     def resolved(self, result: Resolved) -> None:
-        """A host is resolved, as far as it can be."""
+        """Take what a thread found, and make the checks that wait for it."""
         found = result.addresses
         if found is None:
             found = self._found.get(result.host, (0.0, frozenset[str]()))[1]
@@ -109,8 +109,8 @@ class Addresses:
 
 
 def look_up(host: str) -> frozenset[str] | None:
-    """The IP addresses of a host, none if there is no such name. None: no name server can tell now.
-    Blocks for up to some ten seconds."""
+    """The IP addresses of a host: empty if there is no such name, None if no name server answers.
+    Blocks for some ten seconds at most."""
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError:

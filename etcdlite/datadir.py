@@ -8,11 +8,12 @@
     <data-dir>/member/data.old/          the data that a snapshot replaced, before its removal
 
 The directory `member` appears by one rename after everything in it is durable, so an interrupted
-first start or restore leaves nothing that looks like a member. A log in wal-dir is made in a folder
-`.new-<token>` there, and moved out of it after that rename, or by the next start: an empty folder
-of that name in the member's directory says that it is this member's. Until the rename a
-first start works in `member.tmp`, which the next one replaces. A restore works in `restore.tmp`,
-which stops a first start: where a backup was to be restored, no member may begin empty.
+first start or restore leaves nothing that looks like a member. Until the rename a first start works
+in `member.tmp`, which the next one replaces. A restore works in `restore.tmp`, which stops a first
+start: where a backup was to be restored, no member may begin empty.
+
+A log in wal-dir is made in a folder `.new-<random>` there, and moved out of it after that rename,
+or by the next start. An empty folder of that name in the directory `member` says whose log it is.
 
 A snapshot from the leader replaces the data in steps, and a crash may follow each of them: the
 snapshot gets its own name (`keep_incoming`); the log is marked as starting at the snapshot, which
@@ -218,8 +219,8 @@ def begin(disk: Disk, data_dir: str, wal_dir: str, name: str) -> str:
     if exists(disk, data_dir):
         raise StartError(f"data directory {data_dir} already holds a member; name another one")
     for left in (f"{data_dir}/{_FIRST_START}", f"{data_dir}/{RESTORE}"):
-        for token in _new_logs(disk, left):
-            _remove_tree(disk, f"{wal_dir}/{token}")
+        for folder in _new_logs(disk, left):
+            _remove_tree(disk, f"{wal_dir}/{folder}")
         _remove_tree(disk, left)
     if wal_dir and (WAL.exists(disk, wal_dir) or _new_logs(disk, wal_dir)):
         raise StartError(
@@ -254,10 +255,10 @@ def finish(
     metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)
     logs = f"{directory}/wal"
     if wal_dir:
-        token = f"{_NEW_LOG}{os.urandom(8).hex()}"
-        disk.make_dir(f"{directory}/{token}")
+        folder = f"{_NEW_LOG}{os.urandom(8).hex()}"
+        disk.make_dir(f"{directory}/{folder}")
         disk.sync_dir(directory)
-        logs = f"{wal_dir}/{token}"
+        logs = f"{wal_dir}/{folder}"
     wal = WAL.create(disk, logs, metadata, wal_segment_bytes, keys=keys)
     if store.applied_index:
         wal.save(HardState(store.applied_term, 0, store.applied_index), ())
@@ -271,13 +272,12 @@ def finish(
 
 
 def _settle(disk: Disk, data_dir: str, wal_dir: str) -> None:
-    """Finish what `finish` does after its rename: make that durable, and move the log of a new
-    member to its place in wal-dir."""
+    """Make the rename in `finish` durable, and move a new log to its place in wal-dir."""
     disk.sync_dir(data_dir)
-    with suppress(PermissionError):  # This user has not made the data directory there.
+    with suppress(PermissionError):  # Then the data directory was there before the first start.
         disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
-    for token in _new_logs(disk, f"{data_dir}/member"):
-        new = f"{wal_dir}/{token}"
+    for folder in _new_logs(disk, f"{data_dir}/member"):
+        new = f"{wal_dir}/{folder}"
         if disk.exists(new):
             if (names := disk.list(new)) and WAL.exists(disk, wal_dir):
                 raise StartError(f"{wal_dir} holds the log of another member; name another wal-dir")
@@ -285,12 +285,11 @@ def _settle(disk: Disk, data_dir: str, wal_dir: str) -> None:
                 disk.rename(f"{new}/{name}", f"{wal_dir}/{name}")
             disk.sync_dir(wal_dir)
             disk.remove_tree(new)
-            disk.remove_tree(f"{data_dir}/member/{token}")
+            disk.remove_tree(f"{data_dir}/member/{folder}")
 
 
 def _new_logs(disk: Disk, directory: str) -> list[str]:
-    """The names of new logs that are not settled in a wal-dir, or, of its own one, in the directory
-    of a member."""
+    """The names of the folders `.new-<random>` in a wal-dir or in the directory of a member."""
     names = disk.list(directory) if disk.exists(directory) else []
     return [name for name in names if name.startswith(_NEW_LOG)]
 

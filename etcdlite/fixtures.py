@@ -7,9 +7,9 @@ These are etcd's places. A certificate is its own CA, valid for the hosts of the
 used again at the next start. etcd goes on with one that has expired; here it is replaced, because
 nobody could use it.
 
-A machine without a battery for its clock may start with a wrong one. So a certificate is valid from
-the time on when Python was built, also if the clock is ahead when it is made; and one that ends at
-once when the clock is set is replaced while the server runs.
+A machine without a battery for its clock may start with a wrong time. So a certificate is valid
+from the date of the Python program, which has passed for certain, even if the clock is ahead when
+it is made. One that has ended once the clock is set is replaced while the server runs.
 """
 
 from __future__ import annotations

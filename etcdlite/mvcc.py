@@ -314,7 +314,7 @@ class Store:
 
     def mark(self, index: int, term: int) -> None:
         """Record that the state is the one after raft entry `index`, and write it to the file.
-        After an OSError of `NO_SPACE` it may be called again; until then no mark counts."""
+        After an OSError of `NO_SPACE` nothing is recorded, and it may be called again."""
         data, revision = self.data, self.revision
         data.append_mark(index, term, revision)
         data.flush()

@@ -39,8 +39,8 @@ def stamp(path: str) -> tuple[int, ...]:
 
 
 def read_file(path: str, max_bytes: int) -> tuple[bytes, os.stat_result]:
-    """The content of a file, and what is known about it. Of a larger file than `max_bytes`, only
-    one byte more is read. Raises OSError, also if it is no regular file."""
+    """The content of a file, and its `stat`. Of a file larger than `max_bytes`, that and one more
+    byte are read. Raises OSError, also if it is not a regular file."""
     # Without O_NONBLOCK a pipe would block.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

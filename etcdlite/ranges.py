@@ -23,13 +23,13 @@ from etcdlite.storage.steps import join_steps, sort_steps
 MAX_REVISION = (1 << 63) - 1
 _NO_LIMIT = 1 << 62
 SAMPLE_KEYS = 32
-"""The size of an answer is estimated from this many of its first records."""
+"""The size of an answer is estimated from its first records, this many at most."""
 
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
 
 
 class _Fields(dict[int, bytes]):
-    """What stands before a record in a RangeResponse, by the size of the record."""
+    """The tag and the length before a record in a RangeResponse, by the size of the record."""
 
     def __missing__(self, size_bytes: int) -> bytes:
         return b"\x12" + varint(size_bytes)
@@ -63,7 +63,7 @@ def decode_range(buf: bytes, pos: int = 0, end: int | None = None) -> proto.Rang
 
 
 class _Answer:
-    """An answer in the making. Raises AnswerTooLarge above `limit_bytes` of records."""
+    """An answer that is being read. Its records may have `limit_bytes` at most."""
 
     __slots__ = ("_limit_bytes", "_limits", "pieces", "size_bytes")
 
@@ -75,14 +75,14 @@ class _Answer:
         self._limits = limits
 
     def add(self, kvs: Sequence[bytes | memoryview]) -> None:
-        """Append records."""
+        """Append records. Raises AnswerTooLarge."""
         piece = b"".join(_with_fields(kvs))
         self.pieces.append(piece)
         self.size_bytes += len(piece)
         self.check(0)
 
     def check(self, more_bytes: int) -> None:
-        """`more_bytes`: of records that are still to be added."""
+        """Raise AnswerTooLarge if there is no room for `more_bytes` of records."""
         if self.size_bytes + more_bytes > self._limit_bytes:
             raise AnswerTooLarge(self._limits.max_answer_bytes)
 
@@ -404,7 +404,7 @@ def _count_steps(
 
 
 def _with_fields(kvs: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Records as they stand in a RangeResponse."""
+    """Records with their tags and lengths, as parts of a RangeResponse."""
     parts: list[bytes | memoryview] = [b""] * (2 * len(kvs))
     parts[::2] = map(_FIELDS.__getitem__, map(len, kvs))
     parts[1::2] = kvs

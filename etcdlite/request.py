@@ -60,7 +60,7 @@ Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
 
 Read = tuple[Session, int, int, Any]
-"""The same of what surely has a session."""
+"""A `Waiter` that has a session."""
 
 Steps = Generator[None, None, bytes]
 """Work in steps that returns an encoded response; that of an applier lacks its header."""

@@ -286,7 +286,7 @@ class Incoming:
             if low < high:
                 file.pwrite(bytes(body[low - begin : high - begin]), low - file_begin)
                 if high == file_end:
-                    file.finish()  # Here, where a lack of space is an answer.
+                    file.finish()  # Not in the task: a lack of space is answered here.
 
     def _open_files(self) -> int | None:
         """Open the files to write if the header is complete. Returns the offset of the first one,

@@ -13,11 +13,11 @@ accepts it, also after a restart. It is the base64url text, without padding, of
 A token is valid if the signature is, if the user has not been deleted or got another password
 since (`Auth.since`), if its auth revision is not ahead of the member's, and if it has not ended. As
 with etcd's simple tokens, each use extends it: at the member that it was sent to it lives for
-another `ttl_s`, whatever becomes of the wall clock. Only a member that does not know it, because it
-was restarted or was sent more than `MAX_KNOWN` other tokens, goes by the time in the token.
+another `ttl_s`, even if the wall clock is changed. Only a member that does not know the token,
+because it was restarted or was sent more than `MAX_KNOWN` others, uses the time in it.
 
-A member keeps the tokens that it has verified, because verifying one takes 0.1 ms, also when they
-have ended: after the wall clock was set back, their own time would not tell.
+A member keeps the tokens that it has verified, because verifying one takes 0.1 ms. It keeps those
+that have ended, too: otherwise they would be valid again after the wall clock was set back.
 
 With `auth-token=jwt,...`, tokens are those of RFC 7519, as etcd makes them, and never extended.
 They are refused with AuthOldRevision once the auth revision has changed.
@@ -153,7 +153,7 @@ class SimpleTokens:
             raise error("InvalidAuthToken") from None
         left_s = ends - self._wall_clock()
         if left_s <= 0:
-            raise error("InvalidAuthToken")  # It may be valid once the wall clock is right.
+            raise error("InvalidAuthToken")  # Not kept: the wall clock may be wrong.
         # Of no auth revision yet: the rest is checked by the caller.
         known = (revision, now + min(left_s, self._ttl_s), Author(name, 0))
         self._keep(token, known)

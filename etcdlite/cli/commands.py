@@ -300,8 +300,8 @@ def _each_endpoint(session: Session) -> list[str]:
 
 
 def _ask_at_once(session: Session, ask: Callable[[str], _Found]) -> list[_Found]:
-    """What `ask` finds at each endpoint. All are asked at the same time, so that several that do
-    not answer take no longer than one."""
+    """The results of `ask` for each endpoint, in their order. All are asked at the same time, so
+    several that do not answer take no longer than one."""
     from concurrent.futures import ThreadPoolExecutor
 
     endpoints = _each_endpoint(session)
@@ -335,7 +335,7 @@ def defrag(session: Session) -> int:
     session.refuse("is only for --data-dir", "wal-dir", "encryption-key-file")
     status = 0
     failed = "Failed to defragment etcd member[{}]"
-    for endpoint in _each_endpoint(session):  # One after the other: it takes a member's time.
+    for endpoint in _each_endpoint(session):  # Not all at once: it slows a member.
         answer = _ask_endpoint(session, failed, "Maintenance.Defragment", endpoint)
         if answer.response is None:
             status = EXIT_FAILED

@@ -99,9 +99,9 @@ class Maintenance:
         """Write one as soon as possible."""
         self._ticked_at = -math.inf
         self._shortage: OSError | None = None
-        """Why the last checkpoint or cleaning was given up: there was no space or no descriptor."""
+        """The lack of space or of a descriptor for which the last job was given up."""
         self._next_job_at = -math.inf
-        """After that there is no other one before this time."""
+        """No checkpoint or cleaning begins by itself before this time."""
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
@@ -112,8 +112,9 @@ class Maintenance:
     # From requests.
 
     def defragment(self, session: Session, request_id: int, method: int) -> None:
-        """Clean every segment that has garbage, then answer: with NoSpace if there is none for the
-        checkpoint that comes first, without which no space comes back, or for the cleaning."""
+        """Write a checkpoint, without which no space can be freed, clean every segment that has
+        garbage, then answer. The answer is NoSpace if there was no space for this, and Unavailable
+        if there was no file descriptor."""
         self._waiting_defragment.append((session, request_id, method))
         self._job = self._job or self._next_job()
 
@@ -261,8 +262,8 @@ class Maintenance:
         log.debug("checkpoint written", index=index, keys=len(store.index.heads))
 
     def _give_up(self, what: str, failure: OSError) -> None:
-        """Note that a job lacks space or a descriptor. Only the files grow without it, and the
-        alarm stops that."""
+        """Log that a job lacked space or a descriptor, and have it tried again later. Until then
+        the files only grow, which the alarm stops if there is no space."""
         self._shortage = failure
         self._next_job_at = self._state.clock() + RAISE_AGAIN_S
         log.error(what, error=str(failure))

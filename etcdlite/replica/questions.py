@@ -18,7 +18,7 @@ MAX_HELD_BYTES = 16 << 20
 requests"."""
 
 _LOST = ("Timeout", "TimeoutDueToConnectionLost")
-"""After these errors a question that does no harm twice is asked again: the leader may be dead."""
+"""After these errors a question that may be repeated is asked again: the leader may be dead."""
 
 RETRIED_AT_ONCE = 1_000
 """Questions that one call of `retry` asks again: a few milliseconds. Each tick calls it."""
@@ -49,7 +49,8 @@ class Questions:
         """A heap of those that wait for a leader: (deadline, number, method, body, done)."""
         self._held_bytes = 0
         self._sent: dict[int, dict[int, tuple[float, int, bytes, Done]]] = {}
-        """By leader, and then by number: those that wait for its answer and do no harm twice."""
+        """By leader and number: (deadline, method, body, done) of questions that wait for the
+        leader's answer and may be repeated."""
         self._number = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
@@ -65,14 +66,14 @@ class Questions:
 
         def answered(answer: bytes | EtcdError) -> None:
             if may_repeat and not sent.pop(number, None):
-                return  # Another leader was asked, too.
+                return  # Another leader is asked since, and its answer counts.
             failure = answer.name if isinstance(answer, EtcdError) else ""
             if failure == "NotLeader" or (may_repeat and failure in _LOST):
                 self._hold(deadline, method, body, done)
             else:
                 done(answer)
 
-        if may_repeat:  # Before it is asked: it may be answered at once, if the connection breaks.
+        if may_repeat:  # Noted first: `_ask` may answer at once, if the connection breaks.
             sent[number] = (deadline, method, body, done)
         if leader and leader != self._own_id and self._ask(leader, method, body, answered):
             return
@@ -88,8 +89,8 @@ class Questions:
         heapq.heappush(self._held, (deadline, self._number, method, body, done))
 
     def retry(self, is_open: Callable[[int], bool]) -> None:
-        """If there is a leader that can be reached, ask it the held questions that time out first,
-        and what the leader before it has not answered: it may be dead."""
+        """If a leader can be reached, ask it some of the held questions, those that time out first.
+        What an earlier leader has not answered, perhaps because it is dead, is held, too."""
         leader = self._raft.leader
         if not leader or not (leader == self._own_id or is_open(leader)):
             return

@@ -27,7 +27,7 @@ from etcdlite.storage.sorted_table import Row, SortedTable
 
 HEAD = struct.Struct("<QQQQqI")
 _PLACE = struct.Struct("<24xQ8xI")
-"""Location and length of such a row."""
+"""Location and length in a row of `heads`."""
 NO_HEAD = (1 << 65, 1 << 65, 0, 0, 0, 0)
 """The head of a key that does not exist: its mod_revision is above every revision."""
 _TOMBSTONE = (0, 0, DEAD)

@@ -208,6 +208,7 @@ def _status(member: Member, received: Received) -> None:
 
 
 def _time_to_live(member: Member, received: Received, is_current: bool = False) -> None:
+    """`is_current`: what was committed when the request came is applied."""
     if member.state.lessor.promoted:
         if is_current:
             member.reads.read_now(*received[:4])
@@ -242,7 +243,7 @@ def _time_to_live(member: Member, received: Received, is_current: bool = False) 
 def _ask_leader(
     member: Member, received: Received, answered: Done, handle: Callable[[Member, Received], None]
 ) -> None:
-    """Have the leader answer a request. If this member leads by then, `handle` answers it."""
+    """Have the leader answer a request. If this member becomes the leader, `handle` does it."""
     if member.is_learner:
         raise error("NotSupportedForLearner")
 
@@ -258,7 +259,7 @@ def _ask_leader(
 def _on_leader(
     handle: Callable[[Member, Received], None], member: Member, received: Received
 ) -> None:
-    """`handle` on the leader; another member asks it."""
+    """Call `handle` if this member leads; else have the leader answer."""
     if member.leads:
         handle(member, received)
     else:
@@ -275,8 +276,8 @@ def _once_current(member: Member, received: Received, do: Callable[[], None]) ->
 def _as_of_now(
     handle: Callable[[Member, Received], None], member: Member, received: Received
 ) -> None:
-    """`handle`, but first this member applies what is committed now, and checks again whether the
-    user may do this. Another member may have taken the right away, and nothing checks later."""
+    """Call `handle` once what is committed now is applied and the user's right is checked again:
+    another member may have taken it away, and nothing checks it later."""
     do = partial(handle, member, received)
     _once_current(member, received, partial(received.admit, member, do))
 

@@ -57,6 +57,7 @@ class Call:
     """One call in progress."""
 
     is_closed = False
+    """`close` was called, or is about to be."""
     is_ready = False
     """`produce` has work to do. `resume` makes it true."""
     wakes = False
