@@ -120,8 +120,8 @@ def warn_of_shared_ca(settings: Config) -> None:
 
 
 def _close(folder: int | None, name: str) -> bool | None:
-    """Take other users' rights to the file `name` of an open directory away. Returns whether they
-    have none now; None if they had none.
+    """Take other users' rights to the file `name` of an open directory away. Returns None if they
+    had none, else whether they have none now.
 
     Some file systems have no modes. With the sticky bit, a directory is shared on purpose, like
     /tmp. Whoever may write to the directory could replace the file by a link to another one, so

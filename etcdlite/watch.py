@@ -32,7 +32,7 @@ So a watch waits for one sweep at most before it is served. A step takes about a
 Invariants. Within a watch, events ascend, none is missing or repeated, and none is below the start
 revision. The events of one revision are in one response, unless the watch asked for fragments. A
 response with events (its last fragment) or a progress notification with revision R in its header is
-sent only after every event up to R, on which etcd's grpc-proxy relies. A watch sees a compaction
+sent only after every event up to R; etcd's grpc-proxy relies on that. A watch sees a compaction
 only as a canceled response, never as a gap.
 
 A record that cannot be read ends the watches that need it, with etcd's "corrupt cluster", and no

@@ -168,7 +168,7 @@ class Link:
         return self.connection.failure
 
     def receive_sealed(self, channel: Channel, data: bytes) -> list[Delivery]:
-        """As `receive` of the connection, of which the channel's failure becomes one, too."""
+        """As `ClientConnection.receive`. The channel's failure becomes the connection's, too."""
         connection = self.connection
         try:
             plaintext = channel.receive(data)
@@ -178,7 +178,7 @@ class Link:
         return connection.receive(plaintext) if plaintext or not data else []
 
     def take_sealed(self, channel: Channel) -> bytes:
-        """As `take_output` of the connection, with what the channel itself has to send."""
+        """As `ClientConnection.take_output`, with what the channel itself has to send."""
         output = self.connection.take_output()
         try:
             return channel.seal(output) if output or channel.has_output else b""

@@ -658,7 +658,7 @@ def _in_one_step(answer: Callable[[State, Any], bytes]) -> Callable[[State, Any]
 
     def steps(state: State, request: Any) -> Steps:
         return answer(state, request)
-        yield
+        yield  # Never reached: it makes this function a generator.
 
     return steps
 

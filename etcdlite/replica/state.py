@@ -349,7 +349,7 @@ def _lease_revoke(state: State, request: proto.LeaseRevokeRequest) -> Generator[
     state.metrics.leases_revoked += 1
 
 
-def _checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> None:
+def _lease_checkpoint(state: State, request: proto.LeaseCheckpointRequest) -> None:
     lessor = state.lessor
     for checkpoint in request.checkpoints:
         if lessor.exists(checkpoint.ID):
@@ -398,7 +398,7 @@ APPLIERS: dict[int, Callable[[State, Any], Applying]] = methods.by_number(
         "Auth.RoleRevokePermission": _auth(Auth.revoke_permission),
         "Auth.RotateKey": _auth(Auth.rotate_key),
         "Log.Publish": lambda state, request: state.membership.publish(request),
-        "Log.Checkpoint": _checkpoint,
+        "Log.Checkpoint": _lease_checkpoint,
         "Log.Author": _author,
         "Log.Time": lambda state, request: state.timeline.time_steps(request.unix_s),
         "Log.TokenKey": _auth(Auth.set_key),
