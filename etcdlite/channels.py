@@ -104,7 +104,7 @@ class Channels:
         for prefix, credentials in list(self._credentials.items()):
             if credentials.settings.is_self_signed:
                 try:
-                    _made_certificate(self._settings, prefix)
+                    _ensure_certificate(self._settings, prefix)
                 except StartError as failure:
                     log.warn(str(failure), f"made {prefix}", EXPIRY_LINES_PER_S)
             credentials.look(is_asked)
@@ -130,7 +130,7 @@ class Channels:
     def _credentials_of(self, prefix: str) -> Any:
         with self._lock:
             if prefix not in self._credentials:
-                self._credentials[prefix] = _made(self._settings, prefix)
+                self._credentials[prefix] = _read_credentials(self._settings, prefix)
             return self._credentials[prefix]
 
 
@@ -161,12 +161,12 @@ def _secret_makers(settings: Config) -> dict[str, Maker]:
 
 
 def check(settings: Config) -> list[str]:
-    """What is wrong with the files of TLS, one line each. Makes none. Blocks."""
+    """What is wrong with the files of TLS, one line each. Makes no file. Blocks."""
     problems = []
     for prefix in ("", "peer-"):
         if getattr(settings, f"{prefix}cert_file".replace("-", "_")):
             try:
-                found = _made(settings, prefix)
+                found = _read_credentials(settings, prefix)
             except StartError as failure:
                 problems.append(str(failure))
                 continue
@@ -177,7 +177,7 @@ def check(settings: Config) -> list[str]:
     return problems
 
 
-def _made(settings: Config, prefix: str) -> Any:
+def _read_credentials(settings: Config, prefix: str) -> Any:
     """The `Credentials` of the flags with this prefix. Raises StartError."""
     from etcdlite import credentials
 
@@ -189,8 +189,9 @@ def _made(settings: Config, prefix: str) -> Any:
         raise StartError(str(failure)) from failure
 
 
-def _made_certificate(settings: Config, prefix: str) -> tuple[str, str]:
-    """The files of the certificate for auto-tls. Makes it if need be. Raises StartError."""
+def _ensure_certificate(settings: Config, prefix: str) -> tuple[str, str]:
+    """The files of the certificate and key of auto-tls, which are made if there are none that are
+    valid. Raises StartError."""
     from etcdlite import fixtures
 
     name, urls = "client", _urls_for_clients(settings)
@@ -201,11 +202,8 @@ def _made_certificate(settings: Config, prefix: str) -> tuple[str, str]:
 
 
 def _urls_for_clients(settings: Config) -> tuple[str, ...]:
-    return (
-        *settings.listen_client_urls,
-        *settings.listen_client_http_urls,
-        *settings.listen_metrics_urls,
-    )
+    http_urls = settings.listen_client_http_urls + settings.listen_metrics_urls
+    return settings.listen_client_urls + http_urls
 
 
 def _tls_settings(settings: Config, prefix: str) -> Any:
@@ -221,7 +219,7 @@ def _tls_settings(settings: Config, prefix: str) -> Any:
     cert, key = of("cert_file"), of("key_file")
     is_made = of("auto_tls") and not cert
     if is_made:
-        cert, key = _made_certificate(settings, prefix)
+        cert, key = _ensure_certificate(settings, prefix)
     hosts = settings.client_cert_allowed_hostname
     return credentials.Settings(
         prefix=prefix,

@@ -8,7 +8,6 @@ root gave to another group than its own, such as that of the service, also when 
 
 from __future__ import annotations
 
-import binascii
 import errno
 import os
 import stat
@@ -88,7 +87,7 @@ def read_secrets(path: str, prefix: str, what: str, most: int, max_bytes: int) -
         encoded = line.removeprefix(prefix.encode())
         try:
             secret = b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             secret = b""
         if encoded == line or len(secret) != SECRET_BYTES:
             why = f"it is not {prefix}... with {SECRET_BYTES} bytes in base64"

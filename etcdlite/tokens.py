@@ -25,7 +25,6 @@ They are refused with AuthOldRevision once the auth revision has changed.
 
 from __future__ import annotations
 
-import binascii
 import os
 import struct
 import time
@@ -149,7 +148,7 @@ class SimpleTokens:
             if version != FORMAT_VERSION or self._encode(signed) != token:
                 raise error("InvalidAuthToken")
             crypto_sign_open(signature + self._context + content, self._public_key)
-        except (binascii.Error, ValueError, struct.error, BadSignatureError):
+        except (ValueError, struct.error, BadSignatureError):
             raise error("InvalidAuthToken") from None
         left_s = ends - self._wall_clock()
         if left_s <= 0:

@@ -125,6 +125,14 @@ def test_a_member_that_was_not_added_cannot_join(folder: str, server: ServerFact
     assert "member add m2 --peer-urls=http://10.0.0.2:2380 --learner" in done.stderr
 
 
+def test_a_join_that_reaches_no_member_says_what_it_asks_for(folder: str) -> None:
+    assert run_ctl("setup", "m1=10.0.0.1", "--secret", f"--dir={folder}").status == 0
+    done = run_ctl("setup", "--join", "m2=10.0.0.2", f"--dir={folder}", "--endpoints=127.0.0.1:1")
+    assert done.status == 1
+    assert "cannot ask the cluster for its members" in done.stderr
+    assert "127.0.0.1:1" in done.stderr and "--endpoints" in done.stderr
+
+
 def test_options_come_from_a_file(tmp_path: Path, server: ServerFactory) -> None:
     file = tmp_path / "ctl.toml"
     file.write_text(f'endpoints = ["{server().endpoint}"]\nhex = true\ncommand-timeout = "30s"\n')

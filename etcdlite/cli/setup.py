@@ -31,7 +31,8 @@ from etcdlite import certificates, fixtures, secret_file
 from etcdlite.certificates import CertificateError, Pair, Profile
 from etcdlite.cli import cert
 from etcdlite.cli.failures import BadArguments, Failure
-from etcdlite.cli.session import Session
+from etcdlite.cli.session import Session, describe
+from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.urls import format_address, is_address
 
@@ -126,7 +127,11 @@ def _new(folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
 
 def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
     """Asks the cluster for its members, of which the new one must be one. Raises Failure."""
-    members = session.ask("Cluster.MemberList", linearizable=True).members
+    try:
+        members = session.ask("Cluster.MemberList", linearizable=True).members
+    except EtcdliteError as error:
+        why = f"cannot ask the cluster for its members: {describe(error)}"
+        raise Failure(f"{why}. Name a member with --endpoints, or run this on one") from None
     names = {_url(scheme, host, PEER_PORT): name for name, host in hosts.items()}
     known = {url: member.name for member in members for url in member.peerURLs}
     for url, name in names.items():
