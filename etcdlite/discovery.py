@@ -93,12 +93,8 @@ def _lookup(query: str, resolver: Any) -> list[tuple[str, int]]:
         why = " ".join(str(failure).split()) or type(failure).__name__
         raise DiscoveryError(f"DNS does not answer the query for {query}: {why}") from failure
     # RFC 2782: the target "." means that there is no such service.
-    found = {(_host(record.target), record.port) for record in answer}
+    found = {(record.target.to_text(omit_final_dot=True).lower(), record.port) for record in answer}
     return sorted((host, port) for host, port in found if host != ".")
-
-
-def _host(target: Any) -> str:
-    return str(target.to_text(omit_final_dot=True)).lower()
 
 
 def _addresses(url: str) -> set[tuple[str, str, int]]:

@@ -212,10 +212,6 @@ def _gates(text: str) -> dict[str, bool]:
     return gates
 
 
-def _suites(text: str) -> tuple[str, ...]:
-    return _check_each(_items(text), cipher_suites.check)
-
-
 TEXT = Kind("TEXT", str)
 NAME = Kind("NAME", _member_name)
 PATH = Kind("PATH", str)
@@ -232,7 +228,7 @@ ADVERTISE_CLIENTS = _advertised_as("listen-client-urls")
 ADVERTISE_PEERS = _advertised_as("listen-peer-urls")
 RETENTION = Kind("RETENTION", str, int)
 GATES = Kind("GATE=BOOL,...", _gates, list)
-SUITES = Kind("SUITE,...", _suites, list)
+SUITES = Kind("SUITE,...", lambda text: _check_each(_items(text), cipher_suites.check), list)
 TLS_VERSION = _choice("VERSION", "", "TLS1.2", "TLS1.3")
 
 # The table.
