@@ -158,9 +158,9 @@ def streamed(
 def _pages(
     store: Store, request: proto.RangeRequest, revision: int, page_bytes: int, room: int = _NO_LIMIT
 ) -> Iterator[tuple[int, list[tuple[Any, int]], tuple[bytes, bytes | None] | None]]:
-    """The first `room` keys of the range in their order, ascending or descending, in pages of about
-    `page_bytes`: the number of keys; of those that pass the filters (location in the data, length),
-    or (record, length) if it is made without its value; and the rest of the range, if any."""
+    """Pages of about `page_bytes` of the first `room` keys of the range, ascending or descending:
+    (number of keys, records, rest). The records are those that pass the filters: (location in the
+    data, length), or (record, length) without values. `rest` is the range after a page, or None."""
     start, end = key_range(request.key, request.range_end)
     bounds = _bounds(request)
     descends = bool(_order(request))
@@ -192,7 +192,7 @@ def _pages(
 def _read(
     store: Store, request: proto.RangeRequest, records: list[tuple[Any, int]]
 ) -> list[bytes | memoryview]:
-    """What stands in the answer for records of a page."""
+    """The records of a page, as they stand in the answer."""
     return [kv for kv, _ in records] if request.keys_only else store.data.read_all(records)
 
 

@@ -141,7 +141,7 @@ class File:
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError:
-            os.ftruncate(self._fd, before_bytes)  # ext4 keeps what there was.
+            os.ftruncate(self._fd, before_bytes)  # ext4 has reserved what it found.
             raise
 
     @_names_file
