@@ -281,6 +281,8 @@ class Member:
     def tick(self) -> None:
         """A heartbeat interval has passed."""
         now = self.clock()
+        if self.state.awaits_space:
+            self.leadership.hand_over()
         self.state.awaits_space = False
         self.state.alarms.measure(now)
         self.rollback.tick(now)
@@ -603,11 +605,10 @@ class Member:
             if not self.state.write_applied(None) or self.slice_is_over():
                 return
         entry = self._applied_entry
-        if entry is not None and not self.state.write_applied(entry):
+        assert entry is not None, "there was one to apply"
+        if not self.state.write_applied(entry):
             return
         self._applying = self._applied_entry = None
-        if entry is None:
-            return
         if store.events:
             events = store.events
             store.events = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -754,6 +755,22 @@ def test_a_leader_with_a_slow_disk_hands_over(cluster: Cluster) -> None:
     world.run(2)
     assert world.leader is not old
     assert asked in client.answers and not isinstance(client.answers[asked], EtcdError)
+
+
+def test_a_leader_that_cannot_write_what_it_applied_hands_over(cluster: Cluster) -> None:
+    client, world, old = cluster.client, cluster.world, cluster.leader
+
+    def fill(operation: str, path: str) -> None:
+        if operation == "pwrite" and path.endswith(".seg"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    before, old.disk.watcher = old.disk.watcher, fill
+    client.send(cluster.followers[0], "KV.DeleteRange", key=b"k")
+    world.run(2)
+    assert world.leader not in (None, old)
+    old.disk.watcher = before
+    world.run(2)
+    cluster.agree()
 
 
 def test_all_members_restart_and_know_everything(cluster: Cluster) -> None:

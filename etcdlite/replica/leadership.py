@@ -338,11 +338,9 @@ class Leadership:
             self._raft.transfer_leader(transferee)
 
     def hand_over(self) -> bool:
-        """Hand over before an orderly stop. Returns whether the transfer is still to be waited
-        for."""
-        if self._raft.role != LEADER:
-            return False
-        transferee = self._best_transferee()
+        """Hand over before an orderly stop, or without space for what is applied. Returns whether
+        the transfer is still to be waited for."""
+        transferee = self._best_transferee() if self._raft.role == LEADER else 0
         if not transferee:
             return False
         if self._clock() - self._handed_over_at > self._election_timeout_s:
