@@ -748,6 +748,17 @@ def test_a_server_that_is_not_there_is_named_with_the_cause(tmp_path: Path, line
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("signum", ENDING)
+def test_a_signal_does_not_wait_for_endpoints_that_are_silent(start: Start, signum: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        timeouts = ("--dial-timeout=600s", "--command-timeout=600s")
+        status = start(endpoint, "endpoint", "status", *timeouts)
+        connection, _ = silent.accept()
+        with connection:
+            assert status.end(signum).status == -signum
+
+
 def test_a_server_that_says_nothing_costs_the_dial_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -306,8 +306,8 @@ def _ask_at_once(session: Session, ask: Callable[[str], _Found]) -> list[_Found]
 
     endpoints = _each_endpoint(session)
     session.connection(endpoints)  # Asks for a password before there are threads.
-    with ThreadPoolExecutor(MAX_AT_ONCE) as pool:
-        return list(pool.map(ask, endpoints))
+    pool = ThreadPoolExecutor(MAX_AT_ONCE)  # Not in a `with`: Ctrl-C waits for no answer.
+    return list(pool.map(ask, endpoints))
 
 
 def _ask_endpoint(
