@@ -77,7 +77,7 @@ def read(path: str, max_bytes: int) -> bytes:
 def read_secrets(path: str, prefix: str, what: str, most: int, max_bytes: int) -> list[bytes]:
     """The secrets in a private file of at most `max_bytes`: 1 to `most` of them. Empty lines, and
     lines that begin with "#", are skipped. Each other line is `prefix` and `SECRET_BYTES` random
-    bytes in base64. `what` is the name of such a secret. Raises PrivateFileError."""
+    bytes in base64. `what` is their name in errors. Raises PrivateFileError."""
     secrets: list[bytes] = []
     for number, raw in enumerate(read(path, max_bytes).splitlines(), 1):
         line = raw.strip()

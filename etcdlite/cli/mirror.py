@@ -477,7 +477,7 @@ class Mirror:
         self._show()
 
     def _keep(self) -> None:
-        """Keep a position that has moved without changes."""
+        """Save the position if it moved while nothing was written."""
         if self._checkpoint_key and self._mirrored != self._kept:
             self._write({}, self._mirrored)
 
