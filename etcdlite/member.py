@@ -371,7 +371,6 @@ class Member:
 
     @property
     def _may_maintain(self) -> bool:
-        """The store is not about to be replaced, and what was applied is written."""
         return not (self.restoring.is_under_way or self.state.awaits_space)
 
     @property
