@@ -440,7 +440,7 @@ class Credentials:
 
 
 def _look_up(host: str) -> frozenset[str] | None:
-    """As `addresses.look_up`; of an address, its names."""
+    """The addresses of a name, as `addresses.look_up`; or the names of an address."""
     if not is_address(host):
         return look_up(host)
     try:

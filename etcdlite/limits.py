@@ -114,7 +114,7 @@ class Limits:
     """Reads of one key that are answered between two looks at the clock."""
 
     max_slow_reads: int = 4
-    """Long reads that are under way at once. Each may hold a large answer in the making."""
+    """Long reads that are under way at once. Each may hold a large answer that is not finished."""
 
     read_trial_steps: int = 4
     """Steps that a read may take before it counts as long."""

@@ -125,7 +125,7 @@ def parse_certificate(der: bytes) -> Certificate:
 
 
 def certificates(pem: bytes) -> list[Certificate]:
-    """Those of a file. Raises ValueError."""
+    """The certificates in the content of a PEM file. Raises ValueError."""
     return [parse_certificate(der) for der in blocks(pem, "CERTIFICATE")]
 
 

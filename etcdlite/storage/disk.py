@@ -345,7 +345,7 @@ class Disk:
         return os.path.exists(path)
 
     def make_dir(self, path: str) -> None:
-        """Create a folder (mode 0700), and its parents, durably; fine if it exists."""
+        """Create a folder (mode 0700); fine if it exists. Missing parents are made durably."""
         parent = os.path.dirname(os.path.abspath(path))
         if not os.path.isdir(parent):
             self.make_dir(parent)
