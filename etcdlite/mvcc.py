@@ -168,6 +168,7 @@ class Store:
         temporary = f"{directory}/{checkpoint.NAME}.tmp"
         if disk.exists(temporary):
             disk.unlink(temporary)
+            disk.sync_dir(directory)  # Its space may be needed at once.
         try:
             contents.load()
             store = cls(lessor, contents, limits)

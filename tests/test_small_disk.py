@@ -24,10 +24,14 @@ from rigs.store_rig import SMALL_LIMITS
 
 from etcdlite import proto
 from etcdlite.client import EtcdliteError, NoSpace, Put
+from etcdlite.lease import Lessor
+from etcdlite.mvcc import Store
 from etcdlite.raft_log import Entry
 from etcdlite.replica.alarms import NOSPACE
 from etcdlite.sealing import Keyring
+from etcdlite.storage import cleaning
 from etcdlite.storage import disk as disk_layer
+from etcdlite.storage.disk import Disk
 from etcdlite.storage.steps import run
 from etcdlite.wal import WAL
 
@@ -421,3 +425,36 @@ def test_a_start_that_finds_no_space_or_no_descriptor_fails_with_that_error(
         if has_member:
             story.check(after.member.state.store)
     assert fail_at > 20
+
+
+def held(folder: Path) -> list[str]:
+    """Removed files in a folder whose space this process keeps."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [link for link in links if link.startswith(str(folder)) and link.endswith("(deleted)")]
+
+
+def test_the_space_of_what_is_cleaned_or_unfinished_is_free_at_once(tmp_path: Path) -> None:
+    disk, directory, segment_bytes = Disk(), str(tmp_path / "data"), 3 << 20
+    store = Store.create(disk, directory, Lessor(), segment_bytes)
+    for number in range(1, 5):
+        store.put(b"k", bytes(1 << 20), 0)
+        store.end_revision()
+        store.mark(number, 1)
+    store.compact(store.revision)
+    store.mark(5, 1)
+    while store.compaction is not None:
+        store.compact_step()
+    run(store.checkpoint())
+    segment = cleaning.segment_to_clean(store, 0.5)
+    assert segment is not None
+    run(cleaning.clean(store, segment))
+    disk.wait_for_space()
+    assert not held(tmp_path)
+    store.close()
+    (tmp_path / "data" / "checkpoint.tmp").write_bytes(bytes(segment_bytes))
+    Store.open(disk, directory, Lessor(), segment_bytes).close()
+    disk.wait_for_space()
+    assert not held(tmp_path)

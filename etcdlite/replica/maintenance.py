@@ -311,7 +311,6 @@ class Maintenance:
         answer: bytes | EtcdError = b""  # As in etcd, without even a header.
         if self._shortage is None:
             # Whoever waits for this may need the space at once.
-            yield store.data.take_sync()
             yield store.disk.wait_for_space
             sizes = {"previous_db_size_bytes": before, "current_db_size_bytes": store.size_bytes}
             log.info("finished defragmenting", **sizes)

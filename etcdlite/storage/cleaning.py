@@ -145,6 +145,7 @@ def clean(store: Store, number: int) -> Job:
     store.fill_page()
     yield data.take_sync()
     data.drop_segment(number)
+    yield data.take_sync()  # Only a durable removal gives the space back.
 
 
 def _count(found: Numbering, bodies: list[bytes], revision: int) -> None:

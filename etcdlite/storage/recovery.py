@@ -195,8 +195,9 @@ class Contents:
         if gone:
             # What was moved out of them may not be durable yet.
             data.take_sync()()
-        for number in gone:
-            data.drop_segment(number)
+            for number in gone:
+                data.drop_segment(number)
+            data.take_sync()()
         for number in listed.keys() - data.files.keys():
             data.garbage.pop(number, None)
 
