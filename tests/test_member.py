@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from typing import Any
 
@@ -375,8 +377,7 @@ def test_a_compaction_that_is_not_physical_is_answered_at_once() -> None:
     assert len(rig.member.state.store.index.past) > 1000
 
 
-@pytest.mark.parametrize("is_readable", [True, False])
-def test_a_damaged_segment_is_kept_and_the_others_are_cleaned(is_readable: bool) -> None:
+def with_damaged_segment(is_readable: bool) -> MemberRig:
     rig = started()
     for number in range(60):
         rig.ask(PutRequest(key=b"key%d" % (number % 7), value=b"%d" % number * 20))
@@ -389,13 +390,36 @@ def test_a_damaged_segment_is_kept_and_the_others_are_cleaned(is_readable: bool)
         disk._names[path].data[-80] ^= 1
     else:
         disk.unreadable[path] = len(disk.read(path)) - 80
+    return rig
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_damaged_segment_is_kept_and_the_others_are_cleaned(is_readable: bool) -> None:
+    rig = with_damaged_segment(is_readable)
     for _ in range(2):
         assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
     assert rig.member.state.store.uncleanable == {3}
     assert rig.ask(PutRequest(key=b"after", value=b"it")).header
     rig.ask(proto.DefragmentRequest())
-    again = MemberRig(disk.fork())
+    again = MemberRig(rig.disk.fork())
     assert 3 in again.member.state.store.data.files
+
+
+def test_a_damaged_segment_is_kept_when_the_disk_is_full_by_then() -> None:
+    rig = with_damaged_segment(is_readable=True)
+    disk, store = rig.disk, rig.member.state.store
+    assert isinstance(disk, FaultyDisk)
+
+    def fill(operation: str, path: str) -> None:
+        if store.uncleanable and operation == "pwrite" and path.endswith(".seg"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    disk.watcher = fill
+    assert rig.ask(proto.DefragmentRequest()) == "etcdserver: mvcc: database space exceeded"
+    disk.watcher = lambda operation, path: None
+    rig.tick(2.0)
+    assert rig.ask(proto.DefragmentRequest()) == proto.DefragmentResponse()
+    assert store.uncleanable == {3}
 
 
 # Damaged data. What is written does not depend on it, so no member may write anything else.

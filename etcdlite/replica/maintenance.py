@@ -276,10 +276,7 @@ class Maintenance:
         except DataDamaged as damage:
             # What is whole in it stays readable; the rest must not take the member down.
             log.error(f"{damage}. The segment is kept as it is")
-            store = self._state.store
-            store.uncleanable.add(segment)
-            # Records were moved already.
-            store.mark(store.applied_index, store.applied_term)
+            self._state.store.uncleanable.add(segment)
             return
         except OSError as failure:
             if failure.errno not in NO_SPACE:

@@ -78,8 +78,8 @@ def segment_to_clean(store: Store, least_garbage: float) -> int | None:
 
 def clean(store: Store, number: int) -> Job:
     """Move what is still needed of segment `number` to the tail, sync it, remove the segment.
-    Raises DataDamaged, and OSError of `NO_SPACE`; then the segment stays, and what was moved before
-    counts from the next mark on."""
+    Raises DataDamaged, and OSError of `NO_SPACE`; then the segment stays, and so does what was
+    moved before."""
     # Flat: a large store has millions of records.
     data, index, limits = store.data, store.index, store.limits
     find, parts, past = index.heads.find, index.heads.blocks, index.past
