@@ -8,14 +8,13 @@ used again at the next start. etcd goes on with one that has expired; here it is
 nobody could use it.
 
 A machine without a battery for its clock may start with a wrong time. So a certificate is valid
-from the date of the Python program, which has passed for certain, even if the clock is ahead when
-it is made. One that has ended once the clock is set is replaced while the server runs.
+from a time that has passed for certain, even if the clock is ahead when it is made. One that has
+ended once the clock is set is replaced while the server runs.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
 
@@ -27,6 +26,9 @@ from etcdlite.urls import host_port
 
 DAY_S = 86400
 YEAR_S = 365 * DAY_S
+
+BEGINS_S = 1_704_067_200
+"""Certificates are valid from this Unix time on: 2024-01-01, before the first etcdlite."""
 
 KINDS = {"client": "server", "peer": "peer"}
 """Directory name -> the kind of certificate in it, as `certificates` names it."""
@@ -41,7 +43,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     if os.path.exists(key) and (x509.ends_s(cert) or 0.0) > now:
         return cert, key
     hosts = tuple(dict.fromkeys(host_port(url)[0] for url in urls))
-    begins = min(now, os.stat(sys.executable).st_mtime)
+    begins = min(now, BEGINS_S)
     profile = certificates.Profile(
         KINDS[name], "etcdlite", hosts, int(begins), int(now) + years * YEAR_S
     )
