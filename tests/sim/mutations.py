@@ -947,7 +947,7 @@ def switched_on(found: Mutation) -> Iterator[None]:
 MIXED_VERSIONS = Mutation(
     "",
     lambda patch: None,
-    faults={"upgrade": 25.0, "go_back": 12.0, "downgrade": 8.0, "kill": 5.0, "add_member": 5.0},
+    faults={"upgrade": 120.0, "go_back": 40.0, "downgrade": 20.0, "kill": 5.0, "add_member": 5.0},
     mean_pause_s=0.6,
     options={"version": versions.V0_1},
 )
