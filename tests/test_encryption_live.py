@@ -207,7 +207,10 @@ def test_keys_are_added_replaced_and_removed(server: Any, tmp_path: Path) -> Non
     assert rekey(file=tmp_path / "none").status == 1
     assert contents(running.data_dir) == before
     # A new key comes first; after rekey the old one can go.
+    keys.chmod(0o400)
     assert run_ctl("key", "add", str(keys)).status == 0
+    assert keys.stat().st_mode & 0o777 == 0o400, "it may be 0640, for the group of the service"
+    keys.chmod(0o600)
     ring = sealing.read(str(keys))
     assert len(ring.ids) == 2 and ring.ids[1].hex() == first
     running.start(flag)

@@ -57,6 +57,7 @@ def add(session: Session) -> None:
     owner = os.stat(path)
     with PartialFile(path) as file:
         os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        os.fchmod(file.fileno(), owner.st_mode & 0o777)  # The service may read it as the group.
         file.write(f"# id {key_id.hex()}\n{line}".encode() + old)
     say(
         f"key {key_id.hex()} is the first one in the file now; restart the member, or stop it and "
