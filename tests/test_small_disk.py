@@ -428,7 +428,7 @@ def test_a_start_that_finds_no_space_or_no_descriptor_fails_with_that_error(
 
 
 def held(folder: Path) -> list[str]:
-    """Removed files in a folder whose space this process keeps."""
+    """The removed files of a folder that this process still holds open, so that they take space."""
     links = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):

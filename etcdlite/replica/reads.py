@@ -654,7 +654,7 @@ def _fail_damaged(read: Read, damage: DataDamaged) -> None:
 
 
 def _in_one_step(answer: Callable[[State, Any], bytes]) -> Callable[[State, Any], Steps]:
-    """The reader of a method whose response takes one step."""
+    """Make a reader from a function that returns the whole response at once."""
 
     def steps(state: State, request: Any) -> Steps:
         return answer(state, request)

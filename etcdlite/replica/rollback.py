@@ -101,8 +101,7 @@ class RollbackCheck:
         returned: Callable[[int], None],
         options: Options,
     ) -> None:
-        """`returned` is called with the id of a member whose process is another one than
-        before."""
+        """`returned` is called with the id of a member that was restarted."""
         self._state = state
         self._raft = raft
         self._run_task = run_task

@@ -218,7 +218,7 @@ class _Eraser:
 
     def __init__(self) -> None:
         self._removed: dict[int, str] = {}
-        """By descriptor: the folder of a file whose removal is not durable yet."""
+        """Descriptors of removed files, and the folder of each, until its removal is durable."""
         self.waiting: queue.Queue[int] = queue.Queue()
         self._thread: threading.Thread | None = None
 

@@ -164,11 +164,11 @@ class Index:
         size = 0
         step_keys = limit if revision is None else self._limits.scan_step_keys
         heads = self._heads(start, end, step_keys, descends)
-        keys: Iterable[bytes] = heads
+        keys = list(heads)
         if revision is None:
             revision = 1 << 64
         else:
-            keys = self.all_keys(start, end, step_keys, descends)
+            keys = self._with_past(keys, start, end, step_keys, descends)
         for visited, key in enumerate(keys, 1):
             mod, create, version, location, lease, length = heads.get(key, NO_HEAD)
             if mod <= revision:
@@ -198,6 +198,12 @@ class Index:
     ) -> list[bytes]:
         """The first (or last) keys in [start, end) with a version in the index, in order."""
         keys = self.heads.first(start, end, limit, descends)
+        return self._with_past(keys, start, end, limit, descends)
+
+    def _with_past(
+        self, keys: list[bytes], start: bytes, end: bytes | None, limit: int, descends: bool
+    ) -> list[bytes]:
+        """`all_keys`, given the first (or last) current ones."""
         gone = self.past.first(start, end, limit, descends)
         return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys
 
