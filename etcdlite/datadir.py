@@ -5,7 +5,6 @@
     <data-dir>/member/data/  data segments and checkpoint
     <data-dir>/member/incoming/          a snapshot while it is received from the leader
     <data-dir>/member/snapshot-<index>/  that snapshot once it is complete (index in 16 hex digits)
-    <data-dir>/member/data.old/          the data that a snapshot replaced, before its removal
 
 The directory `member` appears by one rename after everything in it is durable, so an interrupted
 first start or restore leaves nothing that looks like a member. Until the rename a first start works
@@ -17,7 +16,7 @@ or by the next start. An empty folder of that name in the directory `member` say
 
 A snapshot from the leader replaces the data in steps, and a crash may follow each of them: the
 snapshot gets its own name (`keep_incoming`); the log is marked as starting at the snapshot, which
-decides; the data is moved away and the snapshot is moved to its place (`install_snapshot`).
+decides; the data is removed and the snapshot is moved to its place (`install_snapshot`).
 """
 
 from __future__ import annotations
@@ -317,12 +316,9 @@ def keep_incoming(disk: Disk, data: str, index: int) -> None:
 def install_snapshot(disk: Disk, data: str, index: int) -> None:
     """Replace the data by the snapshot. The log must be marked already."""
     directory = os.path.dirname(data)
-    _remove_tree(disk, f"{data}.old")
-    if disk.exists(data):
-        disk.rename(data, f"{data}.old")
+    _remove_tree(disk, data)  # In overlayfs, a directory of a lower layer cannot be renamed.
     disk.rename(f"{directory}/{_SNAPSHOT}{index:016x}", data)
     disk.sync_dir(directory)
-    _remove_tree(disk, f"{data}.old")
 
 
 def drop_snapshot(disk: Disk, data: str, index: int) -> None:
@@ -335,8 +331,7 @@ def data_folders(disk: Disk, data_dir: str) -> list[str]:
     being received."""
     directory = f"{data_dir}/member"
     names = [name for name in disk.list(directory) if _SNAPSHOT_NAME.fullmatch(name)]
-    names += [name for name in ("data", "data.old") if disk.exists(f"{directory}/{name}")]
-    return [f"{directory}/{name}" for name in names]
+    return [f"{directory}/{name}" for name in (*names, "data") if disk.exists(f"{directory}/{name}")]
 
 
 def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
@@ -349,13 +344,14 @@ def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
             continue
         index = int(name[len(_SNAPSHOT) :], 16)
         # The member's own checkpoints set the marker, too.
-        is_older = not disk.exists(data) or checkpoint.applied_index(disk, data) < index
+        is_whole = disk.exists(f"{data}/{CHECKPOINT}")
+        is_older = not is_whole or checkpoint.applied_index(disk, data) < index
         if index == marker_index and is_older:
             install_snapshot(disk, data, index)
         else:
             drop_snapshot(disk, data, index)
     disk.sync_dir(directory)  # As in `open_member`.
-    _remove_tree(disk, f"{data}.old")
+    _remove_tree(disk, f"{data}.old")  # Earlier programs moved the data there.
 
 
 def _remove_tree(disk: Disk, path: str) -> None:

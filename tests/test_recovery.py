@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import random
 import re
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from etcdlite.proto import varint
 from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint, recovery
 from etcdlite.storage.data import POSITION, DataDamaged
+from etcdlite.storage.disk import Disk
 from etcdlite.storage.recovery import key_and_numbers
 from etcdlite.wal import WALError
 
@@ -435,6 +438,51 @@ def test_a_restore_replaces_what_an_interrupted_first_start_left() -> None:
     disk.create("a/member.tmp/data/x", b"half")
     assert datadir.begin(disk, "a", "", datadir.RESTORE) == "a/restore.tmp"
     assert not disk.exists("a/member.tmp")
+
+
+def test_an_interrupted_installation_of_a_snapshot_is_completed() -> None:
+    """It removes the old data, of which any part may be left."""
+    rig = MemberRig(checkpoint_bytes=1, limits=SMALL_LIMITS)
+    live(rig, random.Random(1), 60)
+    old = rig.disk.copy()
+    live(rig, random.Random(2), 60)
+    rig.member.maintenance.close(is_applying=False)
+    data = f"{DATA_DIR}/member/data"
+    index = checkpoint.applied_index(rig.disk, data)
+    rig.wal.mark_snapshot(index, rig.member.raft.term)
+    assert checkpoint.applied_index(old, data) < index
+    disk = rig.disk.copy()
+    disk.rename(data, f"{DATA_DIR}/member/snapshot-{index:016x}")
+    names = old.list(data)
+    for left in [[], *([name] for name in names), *(names[:n] for n in range(2, len(names) + 1))]:
+        after = disk.copy()
+        after.make_dir(data)
+        for name in left:
+            after.create(f"{data}/{name}", old.read(f"{data}/{name}"))
+        again = MemberRig(after, rig.story, limits=SMALL_LIMITS)
+        rig.story.check(again.member.state.store)
+
+
+def test_a_snapshot_replaces_data_of_a_lower_layer_of_overlayfs(tmp_path: Path) -> None:
+    """A container whose image has the data: a directory of the image cannot be renamed."""
+    for folder in ("lower/member/data", "upper", "work", "merged"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "lower/member/data/old").write_bytes(b"")
+    layers = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
+    merged = str(tmp_path / "merged")
+    mount = ["mount", "-t", "overlay", "-o", layers, "overlay", merged]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount overlayfs: {mounted.stderr.strip()}")
+    try:
+        disk, data = Disk(), f"{merged}/member/data"
+        disk.make_dir(f"{merged}/member/incoming")
+        disk.create(f"{merged}/member/incoming/new", b"").close()
+        datadir.keep_incoming(disk, data, 7)
+        datadir.install_snapshot(disk, data, 7)
+        assert disk.list(f"{merged}/member") == ["data"] and disk.list(data) == ["new"]
+    finally:
+        subprocess.run(["umount", merged], check=True)
 
 
 def test_files_with_other_names_are_left_alone() -> None:

@@ -356,10 +356,12 @@ class FaultyDisk(Disk):
                 continue
             _apply(self._stable_names, change)
             if old and new and inode is None:
-                # What is not durable in the folder goes where the folder goes.
+                # What is not durable in the folder goes where the folder goes. What was there
+                # before was in another folder.
                 remaining = [
                     (_moved(source, old, new), _moved(target, old, new), file)
                     for source, target, file in remaining
+                    if not f"{source}{target}".startswith(new + "/")
                 ]
         self._renames = remaining
 
@@ -402,6 +404,8 @@ class _FaultyStaged(Staged):
 def _apply(names: dict[str, _Inode], change: tuple[str, str, _Inode | None]) -> None:
     old, new, inode = change
     if old and new and inode is None:
+        for name in [name for name in names if name.startswith(new + "/")]:
+            del names[name]  # They are in another folder, which had this name before.
         for name in [name for name in names if name.startswith(old + "/")]:
             names[new + name[len(old) :]] = names.pop(name)
         return
