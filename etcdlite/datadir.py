@@ -331,7 +331,8 @@ def data_folders(disk: Disk, data_dir: str) -> list[str]:
     being received."""
     directory = f"{data_dir}/member"
     names = [name for name in disk.list(directory) if _SNAPSHOT_NAME.fullmatch(name)]
-    return [f"{directory}/{name}" for name in (*names, "data") if disk.exists(f"{directory}/{name}")]
+    names += ["data"] if disk.exists(f"{directory}/data") else []
+    return [f"{directory}/{name}" for name in names]
 
 
 def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
