@@ -91,7 +91,6 @@ def _print(text: str) -> int:
 def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
     """The settings. Raises ConfigError."""
     from etcdlite import config
-    from etcdlite.records import replace
 
     settings = config.load(
         argv, environ, has_member=lambda data_dir: os.path.isdir(f"{data_dir}/member")
@@ -101,7 +100,7 @@ def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
     wal_dir = settings.wal_dir and os.path.abspath(settings.wal_dir)
     if wal_dir == f"{data_dir}/member/wal":
         wal_dir = ""  # That is the default; a start creates `member` as a whole.
-    return replace(settings, data_dir=data_dir, wal_dir=wal_dir)
+    return settings._replace(data_dir=data_dir, wal_dir=wal_dir)
 
 
 def _end(signum: int, frame: object) -> None:

@@ -45,7 +45,6 @@ from etcdlite.flags import (
 from etcdlite.log import quoted, shorten
 from etcdlite.notation import load_toml, toml_text
 from etcdlite.permissions import user_name
-from etcdlite.records import record, replace
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
 
 MAX_FILE_BYTES = 1 << 20
@@ -85,8 +84,7 @@ _SERVICE_LINK = re.compile(
 _NO_SOURCES: Mapping[str, str] = {}
 
 
-@record(frozen=True)
-class Config:
+class Config(NamedTuple):
     """A checked configuration. Attributes are the implemented flags; units are in the names."""
 
     name: str
@@ -240,7 +238,7 @@ def load(
     reader = _Reader()
     action, on_command_line = reader.read_command_line(argv)
     if action in ("help", "version"):
-        return replace(_Resolver(reader, _DEFAULTS, has_member).config(), action=action)
+        return _Resolver(reader, _DEFAULTS, has_member).config()._replace(action=action)
     layers = [reader.read_environment(environ, prefix) for prefix in ("ETCD_", "ETCDLITE_")]
     layers.append(on_command_line)
     above_file = {name: setting for layer in layers for name, setting in layer.items()}
@@ -252,7 +250,7 @@ def load(
     config = _Resolver(reader, {**_DEFAULTS, **in_file, **above_file}, has_member).config()
     if reader.problems:
         raise ConfigError(reader.problems, reader.warnings)
-    return replace(config, action=action)
+    return config._replace(action=action)
 
 
 def check_files(config: Config) -> list[str]:

@@ -7,11 +7,10 @@ a small state meets every border.
 
 from __future__ import annotations
 
-from etcdlite.records import record
+from typing import NamedTuple
 
 
-@record(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """The limits of one member. A name says the unit; `max_` limits refuse, the others yield."""
 
     # Storage: the index, the data file and long work on them.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from etcdlite.passwords import DEFAULT_COST, Cost
-from etcdlite.records import record
 from etcdlite.versions import CURRENT, Version
 
 
-@record(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Each is a flag of a similar name (see `etcdlite --help`); the defaults are those of tests."""
 
     quota_bytes: int = 2 << 30

@@ -60,7 +60,6 @@ from etcdlite.raft_log import (
     RaftLog,
 )
 from etcdlite.raft_progress import PROBE, REPLICATE, SNAPSHOT, Progress
-from etcdlite.records import record
 
 MAX_APPEND_BYTES = 1 << 20
 """Entries in one append message; a single larger entry still goes alone."""
@@ -222,8 +221,7 @@ NOTHING_READY = Ready()
 """`Raft.ready` returns this very object when there is nothing to do."""
 
 
-@record(frozen=True)
-class Config:
+class Config(NamedTuple):
     """One member's settings. Times are in ticks; the owner chooses their length.
 
     `id` is this member's and not 0. A follower that hears from no leader campaigns after a random

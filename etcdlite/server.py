@@ -49,7 +49,6 @@ from etcdlite.memory import Budget, collect_only_new_objects, default_limit_byte
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft, Ready
 from etcdlite.raft import Config as RaftConfig
-from etcdlite.records import replace
 from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk, stop_waiting
@@ -713,8 +712,7 @@ def _fit_disk(settings: config.Config, disk: Disk) -> config.Config:
         max(disk.space(_existing(path))[1] // SEGMENTS_PER_DISK, MIN_SEGMENT_BYTES)
         for path in (settings.data_dir, settings.wal_dir or settings.data_dir)
     )
-    return replace(
-        settings,
+    return settings._replace(
         segment_bytes=min(settings.segment_bytes, data_bytes),
         wal_segment_bytes=min(settings.wal_segment_bytes, wal_bytes),
         checkpoint_bytes=min(settings.checkpoint_bytes, 2 * data_bytes, 2 * wal_bytes),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,3 +199,12 @@ def test_the_walks_in_the_documentation_lead_somewhere() -> None:
                     scope,
                 )
             assert getattr(scope, "name", "") == names[-1], f"{file} has no {what}"
+
+
+def test_the_server_starts_without_what_takes_long_to_import() -> None:
+    heavy = {"dataclasses", "inspect", "h11", "platform", "ast", "asyncio", "ssl", "ctypes"}
+    program = f"import etcdlite.server, sys; print(*({heavy!r} & sys.modules.keys()))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert not found.stdout.split()

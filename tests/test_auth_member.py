@@ -17,7 +17,6 @@ from etcdlite.auth import Auth
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.ranges import SAMPLE_KEYS
-from etcdlite.records import replace
 from etcdlite.replica import access, logins, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
@@ -533,7 +532,7 @@ def test_a_read_that_turns_out_too_large_is_not_sent_in_another_way_if_rights_ch
         root.send("KV.Put", key=b"a%06d" % number, value=bytes(size_bytes))
     house.settle()
     store = house.member.state.store
-    store.limits = replace(store.limits, range_step_keys=2, step_bytes=200, whole_answer_bytes=2000)
+    store.limits = store.limits._replace(range_step_keys=2, step_bytes=200, whole_answer_bytes=2000)
     ann.streams_ranges = True  # type: ignore[attr-defined]
     fields = {"key": b"a", "range_end": b"b", "serializable": True}
     assert "the answer has more than" in ann.ask("KV.Range", **fields)

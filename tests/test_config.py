@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from rigs.flag_tables import PAGE, with_tables
 
 from etcdlite import config, flags, secret_file
-from etcdlite.records import replace
 from etcdlite.urls import host_port
 
 ROOT = Path(__file__).parent.parent
@@ -103,11 +102,11 @@ def test_every_flag_of_etcd_is_known():
 def test_a_flag_set_to_its_default_is_neither_a_problem_nor_a_warning(name, file):
     flag = flags.FLAGS[name]
     plain = load()
-    assert replace(load(f"--{name}={flag.default}"), sources={}) == plain
+    assert load(f"--{name}={flag.default}")._replace(sources={}) == plain
     if name != "config-file":
         text = flag.default.replace('"', '\\"')
         in_file = load(file=file(f'{name} = "{text}"'))
-        assert replace(in_file, sources={}) == plain
+        assert in_file._replace(sources={}) == plain
 
 
 @pytest.mark.parametrize("flag", OTHERS, ids=lambda flag: flag.name)
@@ -143,7 +142,7 @@ def test_the_example_file_as_shipped_changes_nothing():
 def test_the_example_file_shows_every_flag_with_its_default(file):
     text = re.sub(r"(?m)^#(?=[a-z-]+ = )", "", EXAMPLE.read_text())
     loaded = load(file=file(text))
-    assert replace(loaded, sources={}) == load()
+    assert loaded._replace(sources={}) == load()
     assert set(loaded.sources) == {flag.name for flag in IMPLEMENTED} - {"config-file"}
     assert max(map(len, text.splitlines())) <= 100
 

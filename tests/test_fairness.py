@@ -18,7 +18,6 @@ from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
-from etcdlite.records import replace
 from etcdlite.replica import reads, writes
 from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile
@@ -277,7 +276,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
 
 def test_what_waits_is_limited_for_a_session_and_in_all(lone: Paced) -> None:
     store = lone.member.state.store
-    store.limits = replace(store.limits, max_waiting_reads_per_session=3, max_waiting_reads=5)
+    store.limits = store.limits._replace(max_waiting_reads_per_session=3, max_waiting_reads=5)
     first, second = Client(), Client()
     for client in (first, second):
         for n in range(10):

@@ -34,7 +34,6 @@ from test_http2 import frames
 from etcdlite import errors, methods, proto
 from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
-from etcdlite.records import replace
 from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire import hpack, http2, http2_state, reflection, streams
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES
@@ -1118,8 +1117,8 @@ def test_a_connection_has_one_place_for_backups(lone: LoneMember) -> None:
 
 
 def test_one_connection_cannot_have_all_watches(tmp_path: Path) -> None:
-    limits = replace(
-        DEFAULT_LIMITS, max_watches_per_stream=3, max_watches_per_connection=5, max_watches=9
+    limits = DEFAULT_LIMITS._replace(
+        max_watches_per_stream=3, max_watches_per_connection=5, max_watches=9
     )
     lone = LoneMember(tmp_path)
     lone.member.hub.limits = limits
@@ -1317,7 +1316,7 @@ def test_a_large_range_is_the_same_when_it_is_sent_as_it_is_read(
     whole = client.ask(KV + "Range", request)
     assert whole.status == 0
     store = lone.member.state.store
-    store.limits = replace(store.limits, step_bytes=300, whole_answer_bytes=500)
+    store.limits = store.limits._replace(step_bytes=300, whole_answer_bytes=500)
     begin, begun = streams.LargeRangeCall.begin, []
 
     def begin_and_note(call: Any, *arguments: Any) -> None:
@@ -1337,8 +1336,8 @@ def large_range(lone: LoneMember, client: Client | None = None) -> tuple[Client,
     for n in range(100):
         client.put(b"k%04d" % n, bytes(10_000))
     store = lone.member.state.store
-    limits = replace(store.limits, whole_answer_bytes=100_000, max_answer_bytes=200_000)
-    store.limits = replace(limits, step_bytes=20_000, max_streamed_answers=2)
+    limits = store.limits._replace(whole_answer_bytes=100_000, max_answer_bytes=200_000)
+    store.limits = limits._replace(step_bytes=20_000, max_streamed_answers=2)
     client.reads = False
     stream_id = client.open(KV + "Range")
     body = proto.RangeRequest(key=b"k", range_end=b"l").encode()
@@ -1386,7 +1385,7 @@ def test_a_large_range_ends_with_its_client(lone: LoneMember) -> None:
 
 def test_one_connection_cannot_take_all_places_of_hashes(lone: LoneMember) -> None:
     store = lone.member.state.store
-    store.limits = replace(store.limits, max_background_reads=2)
+    store.limits = store.limits._replace(max_background_reads=2)
     many, other = Client(lone), Client(lone)
     body = framed(proto.HashKVRequest(of_members=True).encode())
     for _ in range(2):  # The places are free again.

@@ -12,7 +12,6 @@ from rigs.store_rig import SMALL_LIMITS, StoreRig, finish
 from etcdlite import proto
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
-from etcdlite.records import replace
 from etcdlite.storage.key_changes import KeyChanges
 
 NAMES = [b"%02d" % number for number in range(30)]
@@ -41,7 +40,7 @@ def answered(store: Store, request: proto.RangeRequest) -> proto.RangeResponse:
 def test_a_range_is_counted_as_of_any_revision(
     changes: list[tuple[str, bytes, bytes]], compact_at: int, kept: int, start: bytes, end: bytes
 ) -> None:
-    rig = StoreRig(limits=replace(SMALL_LIMITS, kept_key_changes=kept))
+    rig = StoreRig(limits=SMALL_LIMITS._replace(kept_key_changes=kept))
     for number, (kind, key, other) in enumerate(changes):
         if kind == "put":
             rig.put(key)
@@ -71,7 +70,7 @@ def test_a_range_is_counted_as_of_any_revision(
 def test_a_range_is_counted_as_of_older_revisions_while_keys_are_deleted(seed: int) -> None:
     rng = random.Random(seed)
     for kept in (2, 100):
-        rig = StoreRig(limits=replace(SMALL_LIMITS, kept_key_changes=kept))
+        rig = StoreRig(limits=SMALL_LIMITS._replace(kept_key_changes=kept))
         for name in NAMES:
             rig.put(name)
         rig.delete(b"03", b"09")
@@ -88,7 +87,7 @@ def test_a_range_is_counted_as_of_older_revisions_while_keys_are_deleted(seed: i
 
 
 def test_a_page_at_an_older_revision_visits_no_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = StoreRig(limits=replace(SMALL_LIMITS, kept_key_changes=50))
+    rig = StoreRig(limits=SMALL_LIMITS._replace(kept_key_changes=50))
     for number in range(200):
         rig.put(b"%03d" % number)
     page = proto.RangeRequest(key=b"\0", range_end=b"\0", limit=2, revision=rig.store.revision)

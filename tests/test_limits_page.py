@@ -9,11 +9,10 @@ from rigs.processes import ROOT
 
 from etcdlite import flags
 from etcdlite.limits import Limits
-from etcdlite.records import field_names
 
 PAGE = (ROOT / "docs" / "limits.md").read_text()
 NAMES = re.findall(r"^\| `([^`]+)` \|", PAGE, re.M)
-FIELDS = set(field_names(Limits))
+FIELDS = set(Limits._fields)
 FLAGS = {flag.name for group in flags.GROUPS.values() for flag in group}
 
 

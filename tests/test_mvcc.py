@@ -33,7 +33,6 @@ from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
-from etcdlite.records import replace
 from etcdlite.sealing import Keyring
 from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.past import PAST_BYTES
@@ -519,7 +518,7 @@ def test_events_are_read_in_steps_within_a_revision_too() -> None:
     rig.put(b"after")
     steps = rig.store.event_steps(first, 1 << 20)
     assert sum(1 for _ in steps) == 31 // rig.store.limits.event_step_events
-    rig.store.limits = replace(rig.limits, event_step_events=1000, step_bytes=100)
+    rig.store.limits = rig.limits._replace(event_step_events=1000, step_bytes=100)
     steps = rig.store.event_steps(first, 1 << 20)
     assert sum(1 for _ in steps) > 7, "bytes make steps, too"
     assert read_events(rig.store, first, 1 << 20) == rig.model.events_since(first)
@@ -662,7 +661,7 @@ def test_memory_goes_back_to_the_system_when_superseded_versions_are_dropped(
 
 def test_defragmentation_gives_back_what_compaction_gave_up() -> None:
     rig = grown_rig()
-    rig.store.limits = replace(rig.limits, clean_step_records=128)
+    rig.store.limits = rig.limits._replace(clean_step_records=128)
     for _ in range(50):
         for number in range(8):
             rig.put(b"key%d" % number, b"v" * 60)

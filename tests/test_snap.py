@@ -17,7 +17,6 @@ from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
-from etcdlite.records import replace
 from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.membership import derive_member_id
 from etcdlite.storage.data import ALARM, MEMBER, segment_name
@@ -66,7 +65,7 @@ def test_a_snapshot_is_of_the_moment_its_reading_began(
     tmp_path: Path,
 ) -> None:
     rig = lived()
-    rig.member.state.store.limits = replace(SMALL_LIMITS, snapshot_chunk_bytes=100)
+    rig.member.state.store.limits = SMALL_LIMITS._replace(snapshot_chunk_bytes=100)
     rng = random.Random(2)
     stage = len(rig.story.stages) - 1
     blob = b""

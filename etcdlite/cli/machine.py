@@ -23,7 +23,6 @@ from etcdlite import backup_status, x509
 from etcdlite.config import Config, ConfigError, check_files, load
 from etcdlite.flags import DEFAULT_FILE
 from etcdlite.permissions import may_read, user_name
-from etcdlite.records import replace
 from etcdlite.urls import host_port
 
 SERVICE_DIRECTORY = "/var/lib/etcdlite"
@@ -110,7 +109,7 @@ def look(file: str, is_named: bool) -> Machine | None:
     machine.warnings = list(config.warnings)
     data_dir = _existing(config.data_dir)
     wal_dir = config.wal_dir and _existing(config.wal_dir)
-    config = replace(config, data_dir=data_dir, wal_dir=wal_dir)
+    config = config._replace(data_dir=data_dir, wal_dir=wal_dir)
     machine.config = config
     machine.backup = backup_status.read(config.backup_status_file)
     _look_at_certificates(machine, config)
