@@ -28,6 +28,7 @@ from etcdlite.cli import help as ctl_help
 from etcdlite.cli import locks as ctl_locks
 from etcdlite.cli import output as ctl_output
 from etcdlite.cli import session as ctl_session
+from etcdlite.cli import table as ctl_table
 from etcdlite.cli.failures import Failure
 from etcdlite.cli.flags import Flag, parse_flags
 from etcdlite.cli.output import EndpointResponse, Health, Printer
@@ -517,7 +518,7 @@ def test_sizes_are_in_powers_of_a_thousand(size_bytes: int, text: str) -> None:
 
 
 def test_flags_may_stand_anywhere_and_take_their_value_in_every_way() -> None:
-    flags = (*ctl_flags.GLOBAL_FLAGS, *ctl_flags.GET_FLAGS)
+    flags = (*ctl_flags.GLOBAL_FLAGS, *ctl_table.GET_FLAGS)
     words = [
         "--limit",
         "0x10",

@@ -1,1 +1,1 @@
-"""The parts of etcdlite-ctl; `ctl.py` is the table of its commands."""
+"""The parts of etcdlite-ctl; `table.py` has its commands."""

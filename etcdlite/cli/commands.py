@@ -1,6 +1,6 @@
 """The commands of etcdlite-ctl that ask and print, one function each.
 
-The table in ctl.py names them; `lock`, `snapshot`, `watch` and `check` have files of their own.
+The table (table.py) names them; `lock`, `snapshot`, `watch` and `check` have files of their own.
 A command checks its arguments before it talks to a server, and writes to standard output only what
 etcdctl does.
 """

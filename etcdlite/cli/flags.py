@@ -110,52 +110,6 @@ MAX_FILE_BYTES = 65_536
 
 HELP_FLAG = Flag("help", "bool", False, "show this help", "h")
 
-PREFIX_FLAG = Flag("prefix", "bool", False, "all keys that start with <key>")
-FROM_KEY_FLAG = Flag("from-key", "bool", False, "all keys from <key> on, in byte order")
-INTERACTIVE_FLAG = Flag("interactive", "bool", False, "prompt for input", "i")
-CLUSTER_FLAG = Flag("cluster", "bool", False, "ask all members of the cluster, not --endpoints")
-CONSISTENCY_FLAG = Flag(
-    "consistency", "string", "l", "l: linearizable; s: serializable, perhaps stale"
-)
-IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
-KEY_FILE_FLAG = Flag("encryption-key-file", "string", "", "keys that encrypt the data directory")
-PEER_URLS_FLAG = Flag("peer-urls", "list", (), "where the other members reach it")
-
-PUT_FLAGS = (
-    Flag("lease", "string", "0", "ID (hexadecimal) of the lease to attach the key to"),
-    Flag("prev-kv", "bool", False, "show the previous key and value"),
-    Flag("ignore-value", "bool", False, "keep the key's value, change its lease"),
-    Flag("ignore-lease", "bool", False, "keep the key's lease, change its value"),
-)
-GET_FLAGS = (
-    PREFIX_FLAG,
-    FROM_KEY_FLAG,
-    Flag("limit", "int", 0, "at most this many keys (0: all)"),
-    Flag("rev", "int", 0, "as of this revision (0: now)"),
-    Flag("order", "string", "", "ASCEND or DESCEND (default ASCEND)"),
-    Flag("sort-by", "string", "", "CREATE, KEY, MODIFY, VALUE or VERSION"),
-    Flag("keys-only", "bool", False, "leave out the values"),
-    Flag("count-only", "bool", False, "only count (with -w fields or in a transaction)"),
-    Flag("print-value-only", "bool", False, "print only the values (with -w simple)"),
-    CONSISTENCY_FLAG,
-    Flag("max-create-rev", "int", 0, "only keys created at this revision or before (0: any)"),
-    Flag("max-mod-rev", "int", 0, "only keys changed last at this revision or before (0: any)"),
-    Flag("min-create-rev", "int", 0, "only keys created at this revision or later"),
-    Flag("min-mod-rev", "int", 0, "only keys changed last at this revision or later"),
-)
-DEL_FLAGS = (
-    PREFIX_FLAG,
-    FROM_KEY_FLAG,
-    Flag("range", "bool", False, "[key, range_end), the default when range_end is given"),
-    Flag("prev-kv", "bool", False, "show the deleted keys and values"),
-)
-WATCH_FLAGS = (
-    PREFIX_FLAG,
-    Flag("prev-kv", "bool", False, "show the key and value before each event"),
-    Flag("rev", "int", 0, "start at this revision (0: now)"),
-    Flag("progress-notify", "bool", False, "print the current revision from time to time"),
-)
-
 
 # Reading.
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from etcdlite import proto
 from etcdlite.cli.failures import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, BadArguments, Failure
-from etcdlite.cli.flags import DEL_FLAGS, GET_FLAGS, PUT_FLAGS, Flag, parse_flags
+from etcdlite.cli.flags import Flag, parse_flags
+from etcdlite.cli.table import DEL_FLAGS, GET_FLAGS, PUT_FLAGS
 from etcdlite.client.operations import prefix_range
 from etcdlite.notation import parse_int, unquote
 

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 
 from etcdlite import proto
 from etcdlite.cli.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadArguments, Failure, say
-from etcdlite.cli.flags import WATCH_FLAGS, parse_flags, variable
+from etcdlite.cli.flags import parse_flags, variable
 from etcdlite.cli.requests import split_words
 from etcdlite.cli.session import Session, advice, describe
+from etcdlite.cli.table import WATCH_FLAGS
 from etcdlite.client.calls import BACKOFF_FIRST_S, BACKOFF_MAX_S
 from etcdlite.client.errors import Compacted, EtcdliteError, error_for
 from etcdlite.client.operations import prefix_range
