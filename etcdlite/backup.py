@@ -11,22 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir
+from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir, snap
 from etcdlite.age import AgeError, DecryptedFile, Identity
 from etcdlite.etcd_restore import MAX_REVISION, EtcdBackup, has_digest, is_etcd
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
-from etcdlite.snap import (
-    BLOCK_BYTES,
-    DIGEST_BYTES,
-    READ_BYTES,
-    Report,
-    SnapshotError,
-    check_records,
-    digests,
-    read_header,
-)
+from etcdlite.snap import Report, SnapshotError
 from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import parse_initial_cluster
@@ -128,7 +119,7 @@ class _OwnBackup:
         """Raises SnapshotError, OSError."""
         self._path = path
         self._file = file
-        self._header, self._start = read_header(path, file)
+        self._header, self._start = snap.read_header(path, file)
         self.revision: int = self._header["revision"]
         self.total_keys: int = self._header["total_keys"]
         self.hash = 0
@@ -140,12 +131,12 @@ class _OwnBackup:
     def _check_digest(self, progress: Report) -> None:
         """Compare the SHA-256 at the end with the content."""
         path, size = self._path, self.size_bytes
-        if size % BLOCK_BYTES != DIGEST_BYTES:
+        if size % snap.BLOCK_BYTES != snap.DIGEST_BYTES:
             raise SnapshotError(
                 f"snapshot {path} has {size} bytes, which is no whole snapshot: saving it was "
                 "interrupted, or it was cut. Use another one"
             )
-        found, expected = digests(self._file, size, progress)
+        found, expected = snap.digests(self._file, size, progress)
         if found != expected:
             raise SnapshotError(
                 f"snapshot {path} is damaged: its SHA-256 does not match its content. Use another "
@@ -158,7 +149,7 @@ class _OwnBackup:
         SHA-256 is right all the same."""
         contents: Any = _Contents(self._file, self._header, self._start)
         try:
-            check_records(contents, "")
+            snap.check_records(contents, "")
         except DataDamaged as damage:
             raise SnapshotError(
                 f"snapshot {self._path} holds damaged data ({os.path.basename(damage.path)} at "
@@ -274,7 +265,7 @@ def extract(
         target = disk.create(f"{directory}/{item['name']}", b"")
         offset, size = 0, item["size_bytes"]
         while offset < size:
-            part = file.read(min(READ_BYTES, size - offset))
+            part = file.read(min(snap.READ_BYTES, size - offset))
             if not part:
                 raise SnapshotError(f"snapshot {path} ends inside {item['name']}; use another one")
             target.pwrite(part, offset)

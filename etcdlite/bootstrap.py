@@ -20,14 +20,7 @@ from typing import Any
 
 from etcdlite import datadir, discovery, log, methods, proto
 from etcdlite.channel import ChannelError, Dialing, shake_hands
-from etcdlite.client.connection import (
-    RECEIVE_BYTES,
-    WANTS_SECRET,
-    ClientConnection,
-    Ticket,
-    cause_of,
-    unary_reply,
-)
+from etcdlite.client import connection
 from etcdlite.client.errors import EtcdliteError
 from etcdlite.config import Config
 from etcdlite.datadir import Founding, StartError
@@ -374,7 +367,7 @@ def unreachable(urls: Sequence[str], member_id: int, dialing: Dialing | None = N
     return "; ".join(causes)
 
 
-def check_version(asked: ClientConnection, endpoint: str) -> None:
+def check_version(asked: connection.ClientConnection, endpoint: str) -> None:
     """Raise StartError if this program is too old for the cluster of a member that answered."""
     cluster = asked.hello.cluster_version if asked.hello is not None else ""
     try:
@@ -392,9 +385,9 @@ def _ask_for_members(
     host, port = host_port(url)
     endpoint = format_address(host, port)
     method = methods.METHOD_BY_NAME["Cluster.MemberList"]
-    asked = ClientConnection()
+    asked = connection.ClientConnection()
     request = proto.MemberListRequest(linearizable=linearizable)
-    asked.open(Ticket(method), request.encode(), end=True)
+    asked.open(connection.Ticket(method), request.encode(), end=True)
     deadline_s = time.monotonic() + FETCH_TIMEOUT_S
     try:
         channel = dialing and dialing(url, 0)
@@ -406,17 +399,17 @@ def _ask_for_members(
             sock.sendall(output)
             while not asked.failure:
                 sock.settimeout(max(0.001, deadline_s - time.monotonic()))
-                data = sock.recv(RECEIVE_BYTES)
+                data = sock.recv(connection.RECEIVE_BYTES)
                 if channel is not None and data and not (data := channel.receive(data)):
                     continue
                 for _, flags, body in asked.receive(data):
                     check_version(asked, endpoint)
-                    return unary_reply(method, flags, body, endpoint)
+                    return connection.unary_reply(method, flags, body, endpoint)
     except ChannelError as failure:
         raise NoChannel(f"{endpoint}: {failure}") from failure
     except OSError as failure:
-        raise NoAnswer(f"{endpoint}: {cause_of(failure, FETCH_TIMEOUT_S)}") from failure
+        raise NoAnswer(f"{endpoint}: {connection.cause_of(failure, FETCH_TIMEOUT_S)}") from failure
     except EtcdliteError as failure:
         raise NoAnswer(str(failure)) from failure
-    kind = NoChannel if asked.failure == WANTS_SECRET else NoAnswer
+    kind = NoChannel if asked.failure == connection.WANTS_SECRET else NoAnswer
     raise kind(f"{endpoint}: {asked.failure}")

@@ -23,25 +23,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etcdlite import sealing
+from etcdlite import flags, sealing
 from etcdlite.cipher_suites import OF_TLS_1_3
-from etcdlite.flags import (
-    ACTIONS,
-    BOOL,
-    DEFAULT_FILE,
-    EXPERIMENTAL,
-    FLAGS,
-    GATES_FLAGS,
-    IMPLEMENTED,
-    OTHERS,
-    REFUSED,
-    SECRETS,
-    Flag,
-    find,
-    parse_seconds,
-    parse_truth,
-    variable_name,
-)
+from etcdlite.flags import Flag
 from etcdlite.log import quoted, shorten
 from etcdlite.notation import load_toml, toml_text
 from etcdlite.permissions import user_name
@@ -227,7 +211,7 @@ class ConfigError(Exception):
 def load(
     argv: Sequence[str],
     environ: Mapping[str, str],
-    default_file: str = DEFAULT_FILE,
+    default_file: str = flags.DEFAULT_FILE,
     has_member: Callable[[str], bool] = lambda data_dir: False,
 ) -> Config:
     """The configuration of a server started with `argv` (without the program's name).
@@ -326,7 +310,7 @@ _Layer = dict[str, _Setting]
 
 _DEFAULTS: _Layer = {
     name: _Setting(flag.kind.parse(flag.default), "", f"{name}={flag.default}")
-    for name, flag in FLAGS.items()
+    for name, flag in flags.FLAGS.items()
 }
 
 
@@ -372,20 +356,20 @@ class _Reader:
             name, equals, text = argument.removeprefix("-").removeprefix("-").partition("=")
             if name == "h":
                 name = "help"
-            flag = find(name)
-            if name in ACTIONS:
+            flag = flags.find(name)
+            if name in flags.ACTIONS:
                 try:
-                    if not equals or parse_truth(text):
+                    if not equals or flags.parse_truth(text):
                         actions.add(name)
                 except ValueError as error:
                     self.problems.append(f"--{name}={quoted(text)}: {error}")
             elif flag is None:
-                known = (*FLAGS, "config", *ACTIONS)
+                known = (*flags.FLAGS, "config", *flags.ACTIONS)
                 hint = _did_you_mean(name, "--{}".format, known) or "; see etcdlite --help"
                 self.problems.append(f"unknown flag --{quoted(name)} on the command line{hint}")
-            elif equals or flag.kind is BOOL or arguments:
+            elif equals or flag.kind is flags.BOOL or arguments:
                 if not equals:
-                    text = "true" if flag.kind is BOOL else arguments.pop()
+                    text = "true" if flag.kind is flags.BOOL else arguments.pop()
                 self._take(layer, flag, name, text, f"--{name}", "=")
             else:
                 self.problems.append(f"--{name}: has no value; write --{name}={flag.kind.metavar}")
@@ -405,11 +389,13 @@ class _Reader:
             if rest == variable or not text or (own and rest.startswith("CTL_")):
                 continue
             name = rest.lower().replace("_", "-")
-            flag = find(name)
+            flag = flags.find(name)
             if flag is not None:
                 self._take(layer, flag, name, text, variable, "=")
             elif not _SERVICE_LINK.match(rest):
-                hint = _did_you_mean(name, lambda known: variable_name(prefix, known), tuple(FLAGS))
+                hint = _did_you_mean(
+                    name, lambda known: flags.variable_name(prefix, known), tuple(flags.FLAGS)
+                )
                 line = f"unknown variable {quoted(variable)} in the environment{hint}"
                 if own:
                     self.problems.append(line if hint else line + "; remove it")
@@ -446,12 +432,12 @@ class _Reader:
             self.problems.append(f"{shown}: is not valid TOML: {reason}; {hint}")
             return layer
         for key, value in content.items():
-            flag = find(key)
+            flag = flags.find(key)
             if isinstance(value, dict):
                 why = f"{quoted(key)} is a section or a table, but there are none"
                 self.problems.append(f"{shown}: {why}; write each setting as: name = value")
             elif flag is None:
-                hint = _did_you_mean(key, str, tuple(FLAGS)) or "; remove it"
+                hint = _did_you_mean(key, str, tuple(flags.FLAGS)) or "; remove it"
                 self.problems.append(f"unknown key {quoted(key)} in {shown}{hint}")
             elif flag.name == "config-file":
                 self.problems.append(f"{shown}: {key}: cannot stand in the file itself; remove it")
@@ -463,9 +449,9 @@ class _Reader:
         self, layer: _Layer, flag: Flag, name: str, raw: Any, where: str, equals: str
     ) -> None:
         """Read one value into `layer`. `name` is the flag's as it was written."""
-        value_shown = "<redacted>" if flag.name in SECRETS else _value_shown(raw)
+        value_shown = "<redacted>" if flag.name in flags.SECRETS else _value_shown(raw)
         shown = f"{where}{equals}{value_shown}"
-        if name.startswith(EXPERIMENTAL):
+        if name.startswith(flags.EXPERIMENTAL):
             self.warnings.append(f"{where}: the flag is no longer experimental; write {flag.name}")
         try:
             value = flag.kind.parse(toml_text(raw, flag.kind.native))
@@ -481,8 +467,8 @@ class _Reader:
         """Set the flags that feature gates stand for, unless the same source sets them."""
         for gate, value in gates.items():
             shown = f"{where}: {quoted(gate, MAX_SHOWN_CHARS)}={str(value).lower()}"
-            if gate in GATES_FLAGS:
-                layer.setdefault(GATES_FLAGS[gate], _Setting(value, where, shown))
+            if gate in flags.GATES_FLAGS:
+                layer.setdefault(flags.GATES_FLAGS[gate], _Setting(value, where, shown))
             else:
                 self.warnings.append(f"{shown}: unknown feature gate; it is ignored")
 
@@ -511,8 +497,8 @@ class _Resolver:
         self._check_values()
         values = {
             flag.attribute: self._value(flag.name)
-            for flag in FLAGS.values()
-            if flag.status == IMPLEMENTED
+            for flag in flags.FLAGS.values()
+            if flag.status == flags.IMPLEMENTED
         }
         for name in ("config_file", "feature_gates", "auto_compaction_retention"):
             del values[name]
@@ -537,11 +523,11 @@ class _Resolver:
         return Config(**values, warnings=tuple(self._warnings), sources=sources)
 
     def _check_others(self) -> None:
-        for flag in OTHERS:
+        for flag in flags.OTHERS:
             setting = self._settings[flag.name]
             if setting.value == _DEFAULTS[flag.name].value:
                 continue
-            if flag.status == REFUSED:
+            if flag.status == flags.REFUSED:
                 self._problem(f"{setting.shown}: not supported: {flag.text}; remove it")
             else:
                 self._warn(f"{setting.shown}: no effect: {flag.text}")
@@ -719,7 +705,7 @@ class _Resolver:
             return alone
 
     def _data_dir(self) -> str:
-        data_dir: str = self._value("data-dir") or FLAGS["data-dir"].default
+        data_dir: str = self._value("data-dir") or flags.FLAGS["data-dir"].default
         return data_dir.replace("${name}", self._value("name"))
 
     def _retention(self) -> tuple[float, int]:
@@ -733,7 +719,7 @@ class _Resolver:
                 if not digits:
                     raise ValueError("not a number of revisions; write for example 1000")
                 return 0.0, int(text)
-            return parse_seconds(text + "h" if digits else text), 0
+            return flags.parse_seconds(text + "h" if digits else text), 0
         except ValueError as error:
             shown = self._shown("auto-compaction-retention")
             self._problem(f"{shown}: {error} (auto-compaction-mode is {mode})")

@@ -37,6 +37,7 @@ from etcdlite import (
     log,
     proto,
     service_manager,
+    threads,
 )
 from etcdlite.addresses import Addresses, Resolved
 from etcdlite.channel import Dialing
@@ -52,15 +53,6 @@ from etcdlite.raft import Config as RaftConfig
 from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk, stop_waiting
-from etcdlite.threads import (
-    QUICK_SYNC_S,
-    Dialed,
-    DiskFailed,
-    DiskThread,
-    LogThread,
-    start_dial,
-    start_login,
-)
 from etcdlite.tokens import Tokens
 from etcdlite.urls import format_address, host_port, is_secure
 from etcdlite.wire import exposition
@@ -208,8 +200,8 @@ class Server:
         }
         self._addresses = Addresses(self._report) if settings.peer_address_check else None
         self._budget = Budget(settings.memory_limit or default_limit_bytes())
-        self._log_thread = LogThread(opened.wal, self.member.metrics, self._report)
-        self._disk_thread = DiskThread(self.member.metrics, self._report)
+        self._log_thread = threads.LogThread(opened.wal, self.member.metrics, self._report)
+        self._disk_thread = threads.DiskThread(self.member.metrics, self._report)
 
     def _advertised_urls(self) -> list[str]:
         """The configured URLs; port 0 is replaced by the port that the system chose."""
@@ -357,7 +349,7 @@ class Server:
                 self.member.finished()
             elif isinstance(result, Job):
                 self.member.logins.finished(result)
-            elif isinstance(result, Dialed):
+            elif isinstance(result, threads.Dialed):
                 self._dialed(result)
             elif isinstance(result, Stepped):
                 self.connections.stepped(result)
@@ -367,7 +359,7 @@ class Server:
             elif callable(result):
                 result()
             elif isinstance(result, BaseException):
-                raise DiskFailed(str(result)) from result
+                raise threads.DiskFailed(str(result)) from result
             else:
                 self._log_thread.taken(result)
                 self.member.persisted(result)
@@ -377,7 +369,7 @@ class Server:
         if saves := member.take_saves():
             self._save(saves)
         while (job := member.logins.take()) is not None:
-            start_login(job, self._report)
+            threads.start_login(job, self._report)
 
     def _give_disk_work(self) -> None:
         member = self.member
@@ -405,7 +397,7 @@ class Server:
             # Appends leave first, so that the other members save at the same time.
             self.connections.send_output(to_clients=False)
         took_s = thread.save_now(saves)
-        if took_s > QUICK_SYNC_S:
+        if took_s > threads.QUICK_SYNC_S:
             self._look_for_stall(time.monotonic())  # Before the renewals that are answered now.
             if self.connections.are_from_clients(self._selector.select(0)):
                 thread.record_request(took_s)
@@ -492,9 +484,9 @@ class Server:
             if link.dial is None or link.image is not None:
                 for make in link.wants(now):
                     dial = make(self.connections.dirty.append)
-                    start_dial(dial, link.url, self._channels.dial, self._report)
+                    threads.start_dial(dial, link.url, self._channels.dial, self._report)
 
-    def _dialed(self, dialed: Dialed) -> None:
+    def _dialed(self, dialed: threads.Dialed) -> None:
         dial, peer, result, channel, plaintext = dialed
         if isinstance(result, OSError):
             # The listener of a dying process resets the connections that it has not accepted.

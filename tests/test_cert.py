@@ -21,7 +21,8 @@ from rigs.certs import DAY_S, Authority, make_authority
 from rigs.ctl_runner import Ended, run_ctl
 from rigs.real_etcd import distributed, running_etcd, without_settings
 
-from etcdlite import certificates, config
+from etcdlite import certificates
+from etcdlite import flags as server_flags
 from etcdlite.certificates import CertificateError, Pair, Profile
 
 Maker = Callable[[Profile, Pair | None], Pair]
@@ -184,7 +185,7 @@ def test_what_is_printed_can_be_pasted(ctl: Callable[..., Ended], tmp_path: Path
         assert os.path.isabs(path) and os.path.exists(path)
         assert f"--{name}={path}" in flags
     assert "client-cert-auth = true" in settings and "--client-cert-auth" in flags
-    assert all(config.find(line.partition(" = ")[0]) for line in settings)
+    assert all(server_flags.find(line.partition(" = ")[0]) for line in settings)
     client = ctl("client", "alice").stdout.decode()
     assert f"ETCDCTL_CACERT={tmp_path}/certs/ca.crt" in client
 

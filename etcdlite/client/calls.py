@@ -31,20 +31,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from etcdlite import methods, proto
 from etcdlite.channel import Channel, ChannelError
+from etcdlite.client import errors
 from etcdlite.client.connection import PING, Endpoint, Ticket, cause_of, unary_reply
-from etcdlite.client.errors import (
-    AuthNotEnabled,
-    AuthOldRevision,
-    Closed,
-    ConnectionFailed,
-    EtcdliteError,
-    InvalidAuthToken,
-    Timeout,
-    Unavailable,
-    UnknownOutcome,
-    UserEmpty,
-    WrongProcess,
-)
 from etcdlite.client.link import NEVER_S, Broken, Link, Signal
 from etcdlite.client.operations import Op
 from etcdlite.methods import METHOD_BY_NAME, Retry
@@ -91,7 +79,7 @@ class Login:
         return [proto.AuthenticateRequest(password=self.token), with_password]
 
 
-STALE_LOGIN = (InvalidAuthToken, AuthOldRevision, UserEmpty)
+STALE_LOGIN = (errors.InvalidAuthToken, errors.AuthOldRevision, errors.UserEmpty)
 """The request was not carried out, and would be after another login. The last: users were enabled
 after this client had connected."""
 
@@ -125,7 +113,7 @@ _CHANGES_NOTHING: dict[str, Callable[[Any], bool]] = {
 assert _CHANGES_NOTHING.keys() == {m.full for m in methods.ROWS if m.retry is Retry.IF_READ}
 
 
-def error_at(kind: type[EtcdliteError], endpoint: str, text: str) -> EtcdliteError:
+def error_at(kind: type[errors.EtcdliteError], endpoint: str, text: str) -> errors.EtcdliteError:
     """An error that concerns a server, and says which one."""
     return kind(text=f"{endpoint}: {text}", endpoint=endpoint)
 
@@ -202,7 +190,7 @@ class Calls:
     def check_process(self) -> None:
         """Raise WrongProcess in a fork of the process that made the client."""
         if self._forks != _forks:
-            raise WrongProcess(
+            raise errors.WrongProcess(
                 text=f"this client was made in another process ({self._process}), from which this "
                 f"one ({os.getpid()}) was forked: make a client in each process"
             )
@@ -214,7 +202,7 @@ class Calls:
         self._is_closed = True
         self._closing.set()
         if (link := self._link) is not None:
-            link.close(Closed.text)
+            link.close(errors.Closed.text)
 
     def perform(self, op: Op[T]) -> Script[T]:
         return self.call(op.method, op.request, op.timeout_s, op.repeatable, op.result)
@@ -261,9 +249,9 @@ class Calls:
             except Broken as broken:
                 if broken.sent and not (repeatable or is_read(method, request)):
                     text = f"{method} was sent but not answered: {broken.cause}"
-                    raise error_at(UnknownOutcome, broken.endpoint, text) from None
+                    raise error_at(errors.UnknownOutcome, broken.endpoint, text) from None
                 if attempts_left <= 0:
-                    raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
+                    raise error_at(errors.ConnectionFailed, broken.endpoint, broken.cause) from None
                 attempts_left -= 1
                 continue
             except STALE_LOGIN:
@@ -272,7 +260,7 @@ class Calls:
                 logins_left -= 1
                 yield from self.log_in_again(link, deadline_s)
                 continue
-            except Unavailable:
+            except errors.Unavailable:
                 is_final = monotonic() + backoff_s >= deadline_s
                 if is_final or not (repeatable or is_read(method, request)):
                     raise
@@ -293,7 +281,7 @@ class Calls:
                 link.usable()
             elif link.expire(ticket):
                 text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
-                raise error_at(Timeout, link.endpoint, text)
+                raise error_at(errors.Timeout, link.endpoint, text)
             else:
                 # The reader thread is about to say how it ended.
                 deadline_s = NEVER_S
@@ -308,7 +296,7 @@ class Calls:
         try:
             link.open(ticket, b"", end=True)
             yield from self._answer(link, ticket, signal, monotonic() + timeout_s, timeout_s)
-        except Timeout:
+        except errors.Timeout:
             link.close_silent()
         except Broken:
             pass  # The link is closed, and each of its tickets knows it.
@@ -334,7 +322,7 @@ class Calls:
         asked_at_s = monotonic()
         if not (yield self._may_connect, deadline_s):
             what = f"{method} was not answered within {timeout_s:g} s"
-            raise error_at(Timeout, self.endpoint, what)
+            raise error_at(errors.Timeout, self.endpoint, what)
         try:
             link = self._link
             if link is not None:
@@ -347,8 +335,8 @@ class Calls:
                 raise self._connect_error()
             link = self._link = yield from self._dial(deadline_s)
             if self._is_closed:
-                link.close(Closed.text)
-                raise Closed()
+                link.close(errors.Closed.text)
+                raise errors.Closed()
             return link
         finally:
             self._may_connect.set()
@@ -367,7 +355,7 @@ class Calls:
         causes: dict[str, str] = {}
         for left in range(len(self._endpoints), 0, -1):
             if self._is_closed:
-                raise Closed()
+                raise errors.Closed()
             server = self._endpoints[self._next_endpoint]
             endpoint = str(server)
             # A server that does not answer leaves time for those after it.
@@ -379,7 +367,7 @@ class Calls:
                 if self.login is not None:
                     yield from self._log_in(link, self.login, limit_s)
                 return link
-            except (Broken, Timeout, Unavailable) as failure:
+            except (Broken, errors.Timeout, errors.Unavailable) as failure:
                 # Of the login: another member may be able to check it.
                 cause = failure.cause if isinstance(failure, Broken) else failure.text
                 causes[endpoint] = cause.removeprefix(f"{endpoint}: ")
@@ -405,7 +393,7 @@ class Calls:
                 answer = yield from self._answer(link, ticket, signal, deadline_s, timeout_s)
                 try:
                     response = unary_reply(rpc, *answer, link.endpoint)
-                except AuthNotEnabled:
+                except errors.AuthNotEnabled:
                     return
                 except STALE_LOGIN:
                     if not request.name:
@@ -426,10 +414,10 @@ class Calls:
     def _try_next(self) -> None:
         self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
 
-    def _connect_error(self) -> ConnectionFailed:
+    def _connect_error(self) -> errors.ConnectionFailed:
         """The error that names, for each endpoint, the cause."""
         causes = self._failure_causes
-        return ConnectionFailed(
+        return errors.ConnectionFailed(
             text="; ".join(f"{endpoint}: {cause}" for endpoint, cause in causes.items()),
             endpoint=next(reversed(causes), ""),
         )

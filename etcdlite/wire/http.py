@@ -38,16 +38,8 @@ from urllib.parse import parse_qs, unquote
 
 import h11
 
-from etcdlite import frames, json_mapping, log, methods, proto
-from etcdlite.errors import (
-    CANCELED,
-    DEADLINE_EXCEEDED,
-    INVALID_ARGUMENT,
-    NOT_FOUND,
-    OK,
-    EtcdError,
-    error,
-)
+from etcdlite import errors, frames, json_mapping, log, methods, proto
+from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
@@ -102,6 +94,7 @@ TEXT = "text/plain; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 
 _GRPC = ("Grpc-Metadata-Content-Type", "application/grpc")
+_LATE = (errors.DEADLINE_EXCEEDED, "context deadline exceeded")
 
 
 class _Request:
@@ -167,10 +160,10 @@ class _Request:
             client.streams += 1
         return rpc
 
-    def count_end(self, now: float, code: int = OK) -> None:
+    def count_end(self, now: float, code: int = errors.OK) -> None:
         """Count its end, once."""
         rpc, self.rpc = self.rpc, None
-        if rpc is not None and code == OK:
+        if rpc is not None and code == errors.OK:
             rpc.handling_s.observe(now - self.began)
         elif rpc is not None:
             rpc.fail(code, now - self.began)
@@ -326,7 +319,7 @@ class HttpSession(ClientSession):
         if request.values is None:
             self._serve(request)
         elif len(request.values):
-            self._fail(request, EtcdError(INVALID_ARGUMENT, "unexpected EOF"))
+            self._fail(request, EtcdError(errors.INVALID_ARGUMENT, "unexpected EOF"))
         elif request.id not in self.calls:
             self._end_call(request)
         elif request.method is None or request.method.number != WATCH:
@@ -362,14 +355,14 @@ class HttpSession(ClientSession):
         elif request.path in gateway.METHODS:
             self._respond(405, TEXT, "Method Not Allowed\n", NOSNIFF, ("Allow", "POST"))
         else:
-            self._respond(404, JSON, gateway.error_json(EtcdError(NOT_FOUND, "Not Found")))
+            self._respond(404, JSON, gateway.error_json(EtcdError(errors.NOT_FOUND, "Not Found")))
 
     def _check_metadata(self, request: _Request) -> None:
         """Apply the metadata in the headers. Raises EtcdError."""
         if timeout := request.headers.get("grpc-timeout"):
             timeout_s = gateway.read_timeout_s(timeout)
             if timeout_s < MIN_TIMEOUT_S:
-                raise EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded")
+                raise EtcdError(*_LATE)
             request.deadline = self.member.clock() + timeout_s
         if request.headers.get("grpc-metadata-hasleader") == "true":
             if not self.member.raft.leader:
@@ -676,7 +669,7 @@ class HttpSession(ClientSession):
         request, self._request = self._request, None
         if request is not None:
             self.calls.close(request.id)
-            request.count_end(self.member.clock(), CANCELED)
+            request.count_end(self.member.clock(), errors.CANCELED)
         self._jobs.clear()
         self._jobs_bytes = 0
         self._ends = False
@@ -697,7 +690,7 @@ class HttpSession(ClientSession):
             if request.script is not None:
                 self._fail(request, error("Timeout"))
             else:
-                self._fail(request, EtcdError(DEADLINE_EXCEEDED, "context deadline exceeded"))
+                self._fail(request, EtcdError(*_LATE))
 
     def input_is_late(self) -> None:
         if self._request is None or self._discards:

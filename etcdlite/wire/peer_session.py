@@ -10,36 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from etcdlite import frames, log, peer_frames, proto
-from etcdlite.errors import (
-    FAILED_PRECONDITION,
-    INVALID_ARGUMENT,
-    PERMISSION_DENIED,
-    UNAVAILABLE,
-    EtcdError,
-    error,
-)
+from etcdlite import errors, frames, log, peer, peer_frames, proto
+from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
 from etcdlite.metrics import Peer as PeerMetrics
-from etcdlite.peer import (
-    FORWARD,
-    INTRODUCE,
-    LINES_PER_S,
-    MAX_UNKNOWN_FRAME_BYTES,
-    RAFT,
-    SNAPSHOT,
-    AddressCheck,
-    PeerConnection,
-    decode_forward,
-)
 from etcdlite.request import OwnRequester, pass_on
 from etcdlite.snap import SnapshotError
 from etcdlite.versions import program_version
 from etcdlite.wire import api
 
 
-class Accepted(PeerConnection, OwnRequester):
+class Accepted(peer.PeerConnection, OwnRequester):
     """A connection that another member opened."""
 
     stranger = " (is this a client, or an etcd?)"
@@ -49,7 +31,7 @@ class Accepted(PeerConnection, OwnRequester):
         member: Member,
         on_output: Callable[[Any], None],
         address: str = "",
-        addresses: AddressCheck | None = None,
+        addresses: peer.AddressCheck | None = None,
     ) -> None:
         """`address` is the IP address of the other side, which `addresses`, if given, compares
         with the peer URLs of the member that it says it is."""
@@ -70,7 +52,7 @@ class Accepted(PeerConnection, OwnRequester):
             self.version = peer_frames.VERSION
         elif lowest <= frames.PROTOCOL_VERSION <= highest:
             self.version = frames.PROTOCOL_VERSION
-            self._reader = frames.FrameReader(MAX_UNKNOWN_FRAME_BYTES)
+            self._reader = frames.FrameReader(peer.MAX_UNKNOWN_FRAME_BYTES)
         else:
             self._append(frames.HANDSHAKE.pack(frames.MAGIC, 0, 0))
             raise frames.ProtocolError(
@@ -89,21 +71,21 @@ class Accepted(PeerConnection, OwnRequester):
         if self.node in self.member.state.membership.removed:
             # It may not have heard of its removal; when it calls again, it is told.
             self._hang_up("that member was removed from the cluster")
-        elif method == RAFT and self.node:
+        elif method == peer.RAFT and self.node:
             self.take_message(body, self.node)
         elif not self.node:
             self._take_from_stranger(request_id, method, body)
         elif method == frames.PING:
             self.local.rollback.reported(self.node, body)
             self.send(request_id, frames.PING, frames.END, body)
-        elif method == SNAPSHOT and self._snapshot_id:
+        elif method == peer.SNAPSHOT and self._snapshot_id:
             self.member.incoming.receive(self, body)
         else:
             self._answer(request_id, method, body)
 
     def _take_from_stranger(self, request_id: int, method: int, body: bytes) -> None:
         """The other side has not introduced itself: it may do so, or ask one question."""
-        if method == INTRODUCE and self.version == peer_frames.VERSION and not self._has_asked:
+        if method == peer.INTRODUCE and self.version == peer_frames.VERSION and not self._has_asked:
             self._introduced(request_id, proto.Introduction.decode(body))
         elif method == MEMBER_LIST and not self._has_asked:
             self._answer(request_id, method, body)
@@ -136,7 +118,7 @@ class Accepted(PeerConnection, OwnRequester):
             node = introduction.member_id
             urls = ", ".join(self.member.peers.urls_of(node) or [])
             refusal = EtcdError(
-                PERMISSION_DENIED,
+                errors.PERMISSION_DENIED,
                 f"etcdlite: {self._address} is not an address of member {node:x}, whose peer URLs "
                 f"are {urls}. Correct them with 'etcdlite-ctl member update', or set "
                 "peer-address-check=false where addresses are translated on the way",
@@ -156,9 +138,11 @@ class Accepted(PeerConnection, OwnRequester):
                 "local-member-id": f"{self.member.identity.member_id:x}",
                 "local-cluster-id": f"{self.member.identity.cluster_id:x}",
             }
-            log.warn("refused a peer", f"refused {node:x}", LINES_PER_S, why=refusal.text, **fields)
-            self._requests[request_id] = INTRODUCE
-            self.fail(request_id, INTRODUCE, refusal)
+            log.warn(
+                "refused a peer", f"refused {node:x}", peer.LINES_PER_S, why=refusal.text, **fields
+            )
+            self._requests[request_id] = peer.INTRODUCE
+            self.fail(request_id, peer.INTRODUCE, refusal)
             self.is_closing = True
             return
         self.node = node
@@ -177,7 +161,7 @@ class Accepted(PeerConnection, OwnRequester):
             life=self.local.identity.incarnation,
             recovered=self.local.rollback.recovered,
         )
-        self.send(request_id, INTRODUCE, frames.END, welcome.encode())
+        self.send(request_id, peer.INTRODUCE, frames.END, welcome.encode())
 
     def _offered(self, request_id: int, offer: proto.SnapshotOffer) -> None:
         self._snapshot_id = request_id
@@ -199,7 +183,7 @@ class Accepted(PeerConnection, OwnRequester):
         claims = None if self.channel is None else self.channel.claims
         if claims is not None and claims != (introduction.cluster_id, node, introduction.to):
             return EtcdError(
-                PERMISSION_DENIED,
+                errors.PERMISSION_DENIED,
                 f"etcdlite: it calls itself member {node:x} of cluster {introduction.cluster_id:x} "
                 f"here, but member {claims[1]:x} of cluster {claims[0]:x} in its handshake",
             )
@@ -209,29 +193,31 @@ class Accepted(PeerConnection, OwnRequester):
             return error("MemberRemoved")
         if node == member.identity.member_id:
             return EtcdError(
-                INVALID_ARGUMENT,
+                errors.INVALID_ARGUMENT,
                 f"etcdlite: two members have the id {node:x}; was a data directory copied?",
             )
         try:
             self.local.checked_version(introduction.version)
         except frames.ProtocolError as failure:
-            return EtcdError(FAILED_PRECONDITION, f"etcdlite: {failure}")
+            return EtcdError(errors.FAILED_PRECONDITION, f"etcdlite: {failure}")
         if introduction.to != member.identity.member_id:
             return EtcdError(
-                INVALID_ARGUMENT,
+                errors.INVALID_ARGUMENT,
                 f"etcdlite: this is member {member.identity.member_id:x}, not {introduction.to:x}; "
                 "check the peer URLs",
             )
         if member.peers.has_other_incarnation(node, introduction.life):
             return EtcdError(
-                UNAVAILABLE,
+                errors.UNAVAILABLE,
                 f"etcdlite: another process is member {node:x} too; if that lasts for more than "
                 "a few seconds, was a data directory copied?",
             )
         if member.peers.urls_of(node) is None:
             # It may have been added while this member was down: the others know.
             member.peers.inquire()
-            return EtcdError(UNAVAILABLE, f"etcdlite: member {node:x} is not known here (yet)")
+            return EtcdError(
+                errors.UNAVAILABLE, f"etcdlite: member {node:x} is not known here (yet)"
+            )
         return None
 
     def _answer(self, request_id: int, method: int, body: bytes) -> None:
@@ -241,8 +227,8 @@ class Accepted(PeerConnection, OwnRequester):
         self._requests[request_id] = method
         member = self.member
         try:
-            if method == FORWARD:
-                member.writes.accept_forwarded(self.node, *decode_forward(body))
+            if method == peer.FORWARD:
+                member.writes.accept_forwarded(self.node, *peer.decode_forward(body))
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
                 api.keep_alive(member, body, partial(pass_on, self, request_id, method))
@@ -271,12 +257,12 @@ class Accepted(PeerConnection, OwnRequester):
 
     def snapshot_taken(self) -> None:
         """The snapshot that came over this connection is whole and durable."""
-        self.send(self._snapshot_id, SNAPSHOT, frames.END, b"")
+        self.send(self._snapshot_id, peer.SNAPSHOT, frames.END, b"")
 
     def snapshot_refused(self, why: str) -> None:
         """The snapshot is incomplete or wrong, and must be sent again from the beginning."""
-        body = proto.Error(code=UNAVAILABLE, message=f"etcdlite: {why}").encode()
-        self.send(self._snapshot_id, SNAPSHOT, frames.END | frames.ERROR, body)
+        body = proto.Error(code=errors.UNAVAILABLE, message=f"etcdlite: {why}").encode()
+        self.send(self._snapshot_id, peer.SNAPSHOT, frames.END | frames.ERROR, body)
         self.is_closing = True
 
     def unblocked(self) -> None:
