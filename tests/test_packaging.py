@@ -357,6 +357,15 @@ def test_two_builds_are_identical_and_lintian_finds_nothing(deb):
     assert done.stdout == ""
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_package_has_no_file_below_a_directory_that_is_a_link(deb):
+    listed = run("dpkg-deb", "-c", deb).stdout.splitlines()
+    tops = {line.split()[5].split("/")[1] for line in listed}
+    assert "usr/lib/systemd/system/etcdlite.service" in "\n".join(listed)
+    assert tops <= {"", "usr"}
+
+
 def serves_a_put_a_get_and_the_page(server: list[str | Path], ctl: list[str | Path], cwd: Path):
     """Starts the server, which must need nothing but what it brings."""
     client, peer = free_ports(2)
