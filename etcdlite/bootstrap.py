@@ -171,12 +171,10 @@ def check_is_new(
     Raises OtherCluster if the rest, without the members that are of another cluster or that no
     channel reaches, is no majority: then the configuration is wrong, or another cluster is about to
     be replaced."""
-    pairs = list(initial_cluster)
+    others = [pair for pair in initial_cluster if pair[0] != name]
     foreign: dict[str, str] = {}
     closed: list[str] = []
-    for member_name, url in pairs:
-        if member_name == name:
-            continue
+    for member_name, url in others:
         try:
             cluster_id, members = fetch(url)
         except NoChannel as failure:
@@ -199,7 +197,7 @@ def check_is_new(
         if known[0].clientURLs:
             raise _bootstrapped(founding.member_id)
         return
-    count = len({member_name for member_name, _ in pairs})
+    count = 1 + len({member_name for member_name, _ in others})
     if count - len(foreign) - len(closed) <= count // 2:
         if closed:
             raise OtherCluster("; ".join(closed))

@@ -31,11 +31,11 @@ class Progress:
     A member whose next entry is compacted goes to SNAPSHOT."""
 
     __slots__ = (
-        "_inflight",
         "_inflight_bytes",
         "_max_bytes",
         "_max_messages",
         "committed",
+        "inflight",
         "kept_index",
         "match",
         "next",
@@ -58,7 +58,7 @@ class Progress:
         self.committed = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._inflight: deque[tuple[int, int]] = deque()
+        self.inflight: deque[tuple[int, int]] = deque()
         self._inflight_bytes = 0
 
     def become_probe(self) -> None:
@@ -80,17 +80,14 @@ class Progress:
         self.paused = False
         self.pending_snapshot = 0
         self.sent_commit = 0
-        self._inflight.clear()
+        self.inflight.clear()
         self._inflight_bytes = 0
 
     def is_paused(self) -> bool:
         return self.paused or self.state == SNAPSHOT
 
     def inflight_is_full(self) -> bool:
-        return len(self._inflight) >= self._max_messages or self._inflight_bytes >= self._max_bytes
-
-    def inflight_messages(self) -> int:
-        return len(self._inflight)
+        return len(self.inflight) >= self._max_messages or self._inflight_bytes >= self._max_bytes
 
     def sent(self, entries: Sequence[Entry]) -> None:
         """Record that an append with these entries was sent."""
@@ -102,14 +99,14 @@ class Progress:
             for entry in entries:
                 size += len(entry.data)
             self.next += len(entries)
-            self._inflight.append((self.next - 1, size))
+            self.inflight.append((self.next - 1, size))
             self._inflight_bytes += size
         # An append that fills the window, or finds it full, is a probe: wait for its answer.
         self.paused = self.inflight_is_full()
 
     def free_inflight(self, index: int) -> None:
-        while self._inflight and self._inflight[0][0] <= index:
-            self._inflight_bytes -= self._inflight.popleft()[1]
+        while self.inflight and self.inflight[0][0] <= index:
+            self._inflight_bytes -= self.inflight.popleft()[1]
 
     def maybe_update(self, index: int) -> bool:
         """The member has everything up to `index`; False if that was known."""

@@ -363,11 +363,7 @@ class Transcript:
                     f" next={progress.next}"
                     + (" paused" if progress.is_paused() else "")
                     + (" active" if progress.recent_active else "")
-                    + (
-                        f" inflight={progress.inflight_messages()}"
-                        if progress.inflight_messages()
-                        else ""
-                    )
+                    + (f" inflight={len(progress.inflight)}" if progress.inflight else "")
                     + (
                         f" snapshot={progress.pending_snapshot}"
                         if progress.pending_snapshot

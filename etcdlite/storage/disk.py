@@ -282,7 +282,7 @@ class Disk:
 
     def open(self, path: str) -> File:
         """Open for reading and writing."""
-        return self._shared(path, _open(path, os.O_RDWR))
+        return self._locked(path, os.O_RDWR, fcntl.LOCK_SH)
 
     def create(self, path: str, content: bytes, size_bytes: int = 0) -> File:
         """Create a file with this content, and reserve `size_bytes` for it. It must not exist yet.
@@ -304,34 +304,29 @@ class Disk:
 
     def open_new(self, path: str) -> File:
         """An empty file, which must not exist yet."""
-        return self._shared(path, _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        return self._locked(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, fcntl.LOCK_SH)
 
     def open_read(self, path: str) -> File:
         """Open for reading."""
         while True:
             try:
-                file = self._shared(path, _open(path, os.O_RDONLY))
+                file = self._locked(path, os.O_RDONLY, fcntl.LOCK_SH)
             except BlockingIOError:
                 continue  # It was just replaced and is being erased: open its replacement.
             if os.fstat(file.fileno()).st_nlink:
                 return file
             file.close()
 
-    @staticmethod
-    def _shared(path: str, fd: int) -> File:
-        """A file that `_Eraser` leaves alone until it is closed."""
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(fd)
-            raise
-        return File(path, fd)
-
     def lock(self, path: str) -> File:
         """Create the lock file if needed, and lock it. Raises BlockingIOError if it is locked."""
-        fd = _open(path, os.O_RDWR | os.O_CREAT)
+        return self._locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+
+    @staticmethod
+    def _locked(path: str, flags: int, mode: int) -> File:
+        """A file that is locked until it is closed. `_Eraser` leaves alone what is locked."""
+        fd = _open(path, flags)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
         except BaseException:
             os.close(fd)
             raise
