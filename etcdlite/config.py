@@ -427,8 +427,8 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             reason = str(error) if str(error).isprintable() else quoted(str(error))
             hint = 'write it as TOML, as in: name = "value"'
-            if path.endswith((".yml", ".yaml")):
-                hint = "etcd's YAML is not understood; the keys are the same, " + hint
+            if re.search(rb"(?m)^[\w-]+:(\s|$)", data):
+                hint = f"etcd's YAML is not understood (docs/configuration.md has its keys); {hint}"
             self.problems.append(f"{shown}: is not valid TOML: {reason}; {hint}")
             return layer
         for key, value in content.items():

@@ -470,15 +470,13 @@ OTHERS: tuple[Flag, ...] = (
     _no_effect("enable-lease-checkpoint", BOOL, "true", _CHECKPOINTS),
     _no_effect("enable-lease-checkpoint-persist", BOOL, "true", _CHECKPOINTS),
     *(_refused(f"discovery{part}", TEXT, "", _DISCOVERY)
-      for part in ("", "-token", "-user", "-password", "-proxy")),
-    _refused("discovery-endpoints", LIST, "", _DISCOVERY),
-    _refused("discovery-dial-timeout", DURATION, "2s", _DISCOVERY),
-    _refused("discovery-request-timeout", DURATION, "5s", _DISCOVERY),
-    _refused("discovery-keepalive-time", DURATION, "2s", _DISCOVERY),
-    _refused("discovery-keepalive-timeout", DURATION, "6s", _DISCOVERY),
+      for part in ("", "-token", "-user", "-password", "-proxy", "-endpoints", "-cert", "-key",
+                   "-cacert")),
+    *(_refused(f"discovery-{part}", DURATION, default, _DISCOVERY)
+      for part, default in (("dial-timeout", "2s"), ("request-timeout", "5s"),
+                            ("keepalive-time", "2s"), ("keepalive-timeout", "6s"))),
     _refused("discovery-insecure-transport", BOOL, "true", _DISCOVERY),
     _refused("discovery-insecure-skip-tls-verify", BOOL, "false", _DISCOVERY),
-    *(_refused(f"discovery-{part}", PATH, "", _DISCOVERY) for part in ("cert", "key", "cacert")),
     _refused("discovery-fallback", TEXT, "exit", _DISCOVERY),
     *(_no_effect(name, PATH, "", "the server does not connect to itself as a client")
       for name in ("client-cert-file", "client-key-file")),
@@ -489,6 +487,12 @@ OTHERS: tuple[Flag, ...] = (
     _refused("enable-v2", BOOL, "false", _NO_V2),
     _refused("enable-v2v3", TEXT, "", _NO_V2),
     _refused("proxy", TEXT, "off", _NO_V2 + ", nor a proxy for it"),
+    *(_no_effect(f"proxy-{part}", NUMBER, default, "it only matters with proxy")
+      for part, default in (("failure-wait", "5000"), ("refresh-interval", "30000"),
+                            ("dial-timeout", "1000"), ("write-timeout", "5000"),
+                            ("read-timeout", "0"))),
+    _refused("debug", BOOL, "false", "it is log-level = debug here, as in etcd 3.5"),
+    _no_effect("log-package-levels", TEXT, "", "log-level counts for all parts of the server"),
 )  # fmt: skip
 """etcd's other flags, up to 3.7 and back to 3.4 where a unit file may still have them."""
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs.flag_tables import PAGE, with_tables
+from rigs.real_etcd import distributed
 
 from etcdlite import config, flags, secret_file
 from etcdlite.urls import host_port
@@ -49,6 +50,12 @@ ETCD_FLAGS = """
     unsafe-no-fsync
 """
 """etcd 3.7's, all of them."""
+
+OLDER_FLAGS = """
+    debug log-package-levels proxy proxy-failure-wait proxy-refresh-interval proxy-dial-timeout
+    proxy-write-timeout proxy-read-timeout enable-v2
+"""
+"""Those that etcd 3.4 or 3.5 has, and 3.7 no more."""
 
 EXPERIMENTAL_FLAGS = """
     initial-corrupt-check corrupt-check-time compact-hash-check-enabled compact-hash-check-time
@@ -95,7 +102,15 @@ def file(tmp_path):
 
 
 def test_every_flag_of_etcd_is_known():
-    assert set(ETCD_FLAGS.split()) <= set(flags.FLAGS)
+    assert set(ETCD_FLAGS.split() + OLDER_FLAGS.split()) <= set(flags.FLAGS)
+
+
+def test_the_help_page_of_the_real_etcd_names_no_other_flag():
+    shown = subprocess.run([distributed("etcd"), "--help"], capture_output=True, text=True)
+    named = re.findall(r"(?m)^ +--([a-z0-9-]+)", shown.stdout + shown.stderr)
+    assert "listen-client-urls" in named
+    own = {"version", "help"}
+    assert [name for name in named if flags.find(name) is None and name not in own] == []
 
 
 @pytest.mark.parametrize("name", flags.FLAGS)
@@ -378,9 +393,16 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, content, reason):
     assert reason in line and str(path) in line
 
 
-def test_yaml_is_recognised(file):
-    (line,) = problems("--config", file("name: default\n", "etcd.conf.yml"))
+@pytest.mark.parametrize("name", ["etcd.conf.yml", "etcd.conf", "etcdlite.toml"])
+@pytest.mark.parametrize("text", ["name: default\n", "# etcd\n\nwal-dir:\nname: 'default'\n"])
+def test_yaml_is_recognised(file, name, text):
+    (line,) = problems("--config", file(text, name))
     assert "YAML" in line
+
+
+def test_what_is_not_yaml_is_not_called_so(file):
+    (line,) = problems("--config", file('name = "a:\n', "etcd.conf.yml"))
+    assert "YAML" not in line
 
 
 def test_a_folder_is_not_a_file(tmp_path):
