@@ -70,7 +70,7 @@ def quote(data: bytes | str) -> str:
             parts.append(f"\\x{code - 0xDC00:02x}")
         elif char.isprintable():
             parts.append(char)
-        elif code < 0x20:
+        elif code < 0x20 or code == 0x7F:
             parts.append(f"\\x{code:02x}")
         else:
             parts.append(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")

@@ -468,7 +468,7 @@ def test_protobuf_output_is_the_encoded_response() -> None:
     ("data", "quoted"),
     [
         (b"foo", '"foo"'),
-        ('q"u\\o\te\x7f€\u200b'.encode(), r'"q\"u\\o\te\u007f€\u200b"'),
+        ('q"u\\o\te\x7f€\u200b'.encode(), r'"q\"u\\o\te\x7f€\u200b"'),
         ("v\n\r\v\f\a\b\x1b\u00ad😀\u2028".encode(), r'"v\n\r\v\f\a\b\x1b\u00ad😀\u2028"'),
         (b"\xff\xfe\xc3\x28\xed\xa0\x80 ", r'"\xff\xfe\xc3(\xed\xa0\x80 "'),
         ("\U000e0001".encode(), r'"\U000e0001"'),
@@ -773,6 +773,7 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ),
         ("txn x", 128, "txn command does not accept argument"),
         ("watch", 128, "bad number of arguments"),
+        ("watch a b --prefix", 128, "`range_end` and `--prefix` are mutually exclusive"),
         ("compaction", 128, "compaction command needs 1 argument"),
         ("compaction x", 1, 'strconv.ParseInt: parsing "x": invalid syntax'),
         ("lease grant", 128, "lease grant command needs TTL argument"),
@@ -803,6 +804,12 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ("bogus", 1, 'unknown command "bogus" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
         ("set a b", 1, 'unknown command "set" for "etcdlite-ctl" (did you mean put?)'),
         ("pit a b", 1, 'unknown command "pit" for "etcdlite-ctl" (did you mean put?)'),
+        (
+            "cluster-health",
+            1,
+            'unknown command "cluster-health" for "etcdlite-ctl" '
+            "(did you mean endpoint health --cluster?)",
+        ),
         ("comp 5", 1, 'unknown command "comp" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
         (
             "lease grand 5",
@@ -926,6 +933,35 @@ def test_an_unknown_variable_is_reported(fake: type[FakeClient]) -> None:
     assert (ended.status, ended.stdout) == (0, b"foo\nbar\n")
     assert ended.stderr.startswith("Warning: unknown variable ETCDCTL_CA_FILE in the environment")
     assert ended.stderr.endswith("; it is ignored\n") and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "variable, hint",
+    [
+        ("ETCDCTL_ENDPOINT", " (did you mean ETCDCTL_ENDPOINTS?)"),
+        ("ETCDCTL_WRITEOUT", " (did you mean ETCDCTL_WRITE_OUT?)"),
+        ("ETCDCTL_LIMIT", ""),
+        ("ETCDCTL_PREFIX", ""),
+        ("ETCDCTL_PEERS", ""),
+    ],
+)
+def test_only_a_variable_with_a_similar_name_is_suggested(
+    fake: type[FakeClient], variable: str, hint: str
+) -> None:
+    fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
+    ended = run_ctl("get", "foo", environ={variable: "x"})
+    assert ended.stderr == (
+        f"Warning: unknown variable {variable} in the environment{hint}; it is ignored\n"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["ETCDCTL_", "ETCDLITE_CTL_"])
+def test_another_api_than_3_is_refused(fake: type[FakeClient], prefix: str) -> None:
+    fake.answers["KV.Range"] = proto.RangeResponse(kvs=[KV])
+    assert run_ctl("get", "foo", environ={prefix + "API": "3"}) == (0, b"foo\nbar\n", "")
+    ended = run_ctl("get", "foo", environ={prefix + "API": "2"})
+    assert (ended.status, ended.stdout) == (128, b"")
+    assert ended.stderr.startswith(f"Error: {prefix}API=2: only etcd's API 3 is here")
 
 
 def test_member_add_of_a_second_voter_says_that_writes_wait(fake: type[FakeClient]) -> None:

@@ -193,16 +193,21 @@ def variable(environment: Mapping[str, str], name: str) -> tuple[str, str] | Non
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:
-    """Warn of unknown ETCDCTL_ variables. Raises BadArguments for unknown ETCDLITE_CTL_ ones."""
+    """Warn of unknown ETCDCTL_ variables. Raises BadArguments for unknown ETCDLITE_CTL_ ones, and
+    for another API than 3."""
     names = [*(flag.name for flag in GLOBAL_FLAGS), "watch-key", "watch-range-end", "api"]
-    spelled = [name.upper().replace("-", "_") for name in names]
-    known = [prefix + name for prefix in ENVIRONMENT_PREFIXES for name in spelled]
-    for name, text in sorted(environment.items()):
-        if text and name.startswith(ENVIRONMENT_PREFIXES) and name not in known:
-            line = f"unknown variable {name} in the environment{did_you_mean(name, known)}"
-            if name.startswith(ENVIRONMENT_PREFIXES[0]):
+    known = [name.upper().replace("-", "_") for name in names]
+    own, etcds = ENVIRONMENT_PREFIXES
+    for found, text in sorted(environment.items()):
+        name = found.removeprefix(own).removeprefix(etcds)
+        if text and name not in (found, *known):
+            hint = did_you_mean(name, known, found.removesuffix(name))
+            line = f"unknown variable {found} in the environment{hint}"
+            if found.startswith(own):
                 raise BadArguments(f"{line}; correct or unset it")
             say(f"Warning: {line}; it is ignored")
+    if (api := variable(environment, "api")) and api[1] != "3":
+        raise BadArguments(f"{api[0]}={api[1]}: only etcd's API 3 is here; write 3 or unset it")
 
 
 def _environment_flags(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -267,8 +272,7 @@ def flag_values(
     is refused."""
     values = {flag.name: flag.default for flag in (*GLOBAL_FLAGS, *flags)}
     chosen = {**_environment_flags(environment), **given}
-    values |= _file_flags(chosen.get("config-file", ""))
-    values |= chosen
+    values |= _file_flags(chosen.get("config-file", "")) | chosen
     if values["write-out"] not in FORMATS:
         text = f"unsupported output format {values['write-out']} (known: {', '.join(FORMATS)})"
         raise Failure(text, EXIT_BAD_FEATURE)

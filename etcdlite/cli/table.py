@@ -413,8 +413,10 @@ REFUSED = {
 }
 """Commands of etcdctl and etcdutl that are not here, and why. They count for prefixes."""
 
-INSTEAD = {"set": "put", "mk": "put", "rm": "del", "ping": "endpoint health"} | dict.fromkeys(
-    ("ls", "keys"), "get --prefix --keys-only"
-)
+INSTEAD = {
+    **dict.fromkeys(("set", "mk", "update"), "put"),
+    **dict.fromkeys(("ls", "keys"), "get --prefix --keys-only"),
+    **{"rm": "del", "ping": "endpoint health", "cluster-health": "endpoint health --cluster"},
+}
 """The command here for one of other programs, such as etcdctl for API v2. They are never prefixes:
 "set" is not short for setup."""

@@ -62,8 +62,10 @@ def parse_watch(
             raise BadArguments("bad number of arguments (found conflicting environment key)")
         end_variable = variable(environment, "watch-range-end")
         arguments = [key_variable[1], *([end_variable[1]] if end_variable else [])]
-    if not 1 <= len(arguments) <= 2 or (len(arguments) == 2 and flags["prefix"]):
+    if not 1 <= len(arguments) <= 2:
         raise BadArguments("bad number of arguments")
+    if len(arguments) == 2 and flags["prefix"]:
+        raise BadArguments("`range_end` and `--prefix` are mutually exclusive")
     key = os.fsencode(arguments[0])
     range_end = os.fsencode(arguments[1]) if len(arguments) == 2 else b""
     if flags["prefix"]:
