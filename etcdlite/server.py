@@ -397,6 +397,9 @@ class Server:
             # Appends leave first, so that the other members save at the same time.
             self.connections.send_output(to_clients=False)
         took_s = thread.save_now(saves)
+        if took_s is None:
+            thread.save(saves)
+            return
         if took_s > threads.QUICK_SYNC_S:
             self._look_for_stall(time.monotonic())  # Before the renewals that are answered now.
             if self.connections.are_from_clients(self._selector.select(0)):

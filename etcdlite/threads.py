@@ -119,12 +119,14 @@ class LogThread:
                 size_bytes += len(entry.data)
         return size_bytes < FEW_BYTES and self._wal.has_room(2 * size_bytes + FEW_BYTES)
 
-    def save_now(self, saves: list[Ready]) -> float:
-        """Save in the thread of the caller, and return the seconds that it took. Only if
-        `is_quick`. Raises DiskFailed."""
+    def save_now(self, saves: list[Ready]) -> float | None:
+        """Save in the thread of the caller, and return the seconds that it took, or None: there is
+        no space now, so `save` must wait for it. Only if `is_quick`. Raises DiskFailed."""
         try:
             return self._append(saves)
         except Exception as failure:
+            if isinstance(failure, OSError) and not self._wal.failed:
+                return None
             raise DiskFailed(str(failure)) from failure
 
     def record_request(self, took_s: float) -> None:

@@ -130,7 +130,7 @@ from etcdlite.errors import Explained
 from etcdlite.raft import HardState, Ready
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import ID_BYTES, OVERHEAD_BYTES, TAG_BYTES, Key, Keyring, SealBroken, ids_text
-from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.disk import NO_SPACE, Disk, File, pause
 
 VERSION = 1
 SEALED_VERSION = 2
@@ -264,8 +264,8 @@ class WAL:
     """An open log. Made by `WAL.create` or `WAL.open`.
 
     `hard_state`, `snapshot` (index, term) and `last_index` are those last saved; `failed` is True
-    after an `OSError`. Without `sync_enabled` (`unsafe-no-fsync`) a save survives the end of the
-    process, but no loss of power."""
+    after an `OSError`, unless the call may be repeated. Without `sync_enabled` (`unsafe-no-fsync`)
+    a save survives the end of the process, but no loss of power."""
 
     def __init__(
         self,
@@ -391,8 +391,8 @@ class WAL:
 
         Indexes of `entries` are consecutive; the first is above the snapshot's and at most
         `last_index` + 1. Entries from there on that were saved earlier are replaced. Raises OSError
-        (then the log has failed), WALError if it had failed before, ValueError on more than
-        MAX_FRAME_BYTES; then nothing was written."""
+        (then the log has `failed`, or lacks space), WALError if it had failed before, ValueError on
+        more than MAX_FRAME_BYTES; then nothing was written."""
         parts: list[bytes] = []
         if hard_state is not None:
             parts.append(_HARD_STATE.pack(_HARD_STATE_TYPE, 0, 0, 24, *hard_state))
@@ -483,7 +483,8 @@ class WAL:
             body, self._frame_sequence, position, self._salt, self._chain, self._seal
         )
         began = time.perf_counter()
-        file.pwrite(frame, position)
+        while not self._wrote(file, frame, position):
+            pass
         self.write_s += time.perf_counter() - began
         self.written_bytes += size_bytes
         if self.sync_enabled:
@@ -492,6 +493,20 @@ class WAL:
         self._frame_sequence += 1
         self._chain = chain
         self.failed = False
+
+    def _wrote(self, file: File, frame: bytes, position: int) -> bool:
+        """Write a frame in reserved space. There may be none if the file system copies on write
+        (Btrfs, ZFS): a thread waits and gets False, and another caller may `save` again."""
+        try:
+            file.pwrite(frame, position)
+            return True
+        except OSError as failure:
+            if failure.errno not in NO_SPACE:
+                raise
+            self.failed = False  # What was written does not count, and is overwritten.
+            pause(failure)
+            self.failed = True
+            return False
 
     def _begin_change(self) -> None:
         """Until a change of the disk is complete, the log counts as failed: after a failure there
@@ -533,6 +548,7 @@ class WAL:
             if self.sync_enabled:
                 file.sync()
             self._disk.rename(path + ".tmp", path)
+            file.path = path
             self._sync_directory()
         except BaseException:
             file.close()

@@ -334,6 +334,53 @@ def test_the_log_waits_for_space_in_its_thread(monkeypatch: pytest.MonkeyPatch) 
     assert WAL.open(disk, "wal", 1024)[1].entries == [entry]
 
 
+def test_the_log_waits_for_space_for_what_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
+    disk, refused, tries = FaultyDisk(), threading.Event(), count(1)
+    wal = WAL.create(disk, "wal", b"", 4096)
+
+    def fill(operation: str, path: str) -> None:
+        if operation == "pwrite" and next(tries) < 4:
+            refused.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    disk.watcher = fill
+    entry = Entry(1, 1, 0, bytes(900))
+    thread = threading.Thread(target=wal.save, args=(None, [entry]))
+    thread.start()
+    thread.join()
+    assert refused.is_set() and next(tries) == 5
+    assert WAL.open(disk, "wal", 4096)[1].entries == [entry]
+
+
+@pytest.mark.parametrize("size_bytes", [10, 500_000])
+def test_a_process_whose_reserved_space_cannot_be_written_goes_on(
+    tmp_path: Path, size_bytes: int
+) -> None:
+    """As on a full Btrfs. Here it is the limit of the size of a file."""
+    process = ServerProcess(tmp_path / "data", [], (sys.executable, "-m", "etcdlite")).start()
+    try:
+        with process.client(timeout_s=2) as client:
+            for number in range(20):
+                client.put(f"{number}", "v")
+            _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, hard))
+            with pytest.raises(EtcdliteError):
+                client.put("waits", VALUE[:size_bytes])
+            process.wait_for_log("waiting")
+            assert len(client.range(prefix="", serializable=True)) == 20
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        with process.client() as client:
+            for alarm in client.alarms():
+                client.disarm(alarm)
+            client.put("last", "v")
+        process.restart()
+        with process.client() as client:
+            assert len(client.range(prefix="")) == 22
+    finally:
+        process.close()
+
+
 @pytest.mark.parametrize("flags", [[], ["--wal-segment-bytes=67108864"]])
 def test_a_process_without_a_free_descriptor_goes_on(tmp_path: Path, flags: list[str]) -> None:
     """With a large segment of the log nothing but the background work needs one."""

@@ -50,6 +50,8 @@ class Log:
         self.gate = threading.Event()
         self.gate.set()
         self.failure: OSError | None = None
+        self.failed = True
+        """After `failure`."""
 
     def perf_counter(self) -> float:
         return self.now
@@ -223,6 +225,28 @@ def test_a_save_of_the_caller_that_fails_ends_the_process(log, thread):
     with pytest.raises(DiskFailed, match="Input/output error") as raised:
         thread.save_now(save())
     assert raised.value.__cause__ is log.failure
+
+
+def test_a_save_of_the_caller_that_finds_no_space_is_left_to_the_thread_which_waits(log, thread):
+    log.failure, log.failed = OSError(28, "No space left on device"), False
+    saves, server = save(), SimpleNamespace(_log_thread=thread)
+    server.member = SimpleNamespace(
+        metrics=SimpleNamespace(proposals_pending=0),
+        slice_is_over=bool,
+        peers=SimpleNamespace(links={}),
+    )
+    server.connections = SimpleNamespace(have_unread=False)
+    save_now = thread.save_now
+
+    def try_to_save(saves: list[Ready]) -> float | None:
+        took_s = save_now(saves)
+        log.failure = None  # There is space again when the thread tries.
+        return took_s
+
+    thread.save_now = try_to_save
+    Server._save(server, saves)  # type: ignore[arg-type]
+    assert thread.reported.acquire(timeout=60)
+    assert thread.results == [saves] and log.saved == saves
 
 
 def save_in_loop(log, thread, saves: list[Ready], lessor: Lessor, ready: list[Any]) -> None:
