@@ -370,8 +370,9 @@ def run_wrapped(
     monkeypatch: pytest.MonkeyPatch,
     before: Callable[[], None],
     after: Callable[[], None],
+    *flags: str,
 ) -> Ended:
-    """Follow from revision 2 on, with a wrapped client of the destination."""
+    """Follow with a wrapped client of the destination."""
     client_of = mirror.client_of
 
     def wrapped(session: Session) -> Any:
@@ -381,7 +382,7 @@ def run_wrapped(
         )
 
     monkeypatch.setattr(mirror, "client_of", wrapped)
-    return run_mirror(pair, "--once", MIRROR[1], "--rev=2")
+    return run_mirror(pair, "--once", MIRROR[1], *(flags or ("--rev=2",)))
 
 
 def nothing() -> None:
@@ -400,6 +401,35 @@ def test_two_mirrors_with_one_checkpoint_key_do_not_both_run(
     ended = run_wrapped(pair, monkeypatch, interfere, nothing)
     assert ended.status == 1 and "another mirror is running with it" in ended.stderr
     assert target.get("a") is None
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_last_transaction_of_a_mirror_that_was_stopped_may_come_late(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """It comes after the next mirror has read the checkpoint. A second one is another mirror's."""
+    source, target = pair[0].client(), pair[1].client()
+    source.put("a", "1")
+    assert run_mirror(pair, "--once", MIRROR[1]).status == 0
+    for n in range(2, 5):
+        source.put("a", str(n))
+    late = [str(2 + n) for n in range(times)]
+
+    def come_late() -> None:
+        if late:
+            kept = target.call("KV.Range", proto.RangeRequest(key=CHECKPOINT)).kvs[0]
+            position = json.loads(kept.value)
+            position["revision"] += 1
+            changes = {b"a": late.pop(0).encode(), CHECKPOINT: json.dumps(position).encode()}
+            ops = [mirror.change_op(key, value) for key, value in changes.items()]
+            target.call("KV.Txn", proto.TxnRequest(success=ops))
+
+    ended = run_wrapped(pair, monkeypatch, come_late, nothing, "--verify")
+    if times == 1:
+        assert ended.status == 0 and "verified: " in ended.stderr, ended
+        assert history(target, revision(target))[b"a"] == [b"1", b"2", b"3", b"4"]
+    else:
+        assert ended.status == 1 and "another mirror is running with it" in ended.stderr
 
 
 def test_a_transaction_whose_answer_is_lost_is_applied_once(

@@ -185,6 +185,10 @@ class _Feed:
 # The mirror.
 
 
+class _Overtaken(Exception):
+    """The checkpoint key was changed after it was read: continue from what it has now."""
+
+
 class Mirror:
     """One run of the command."""
 
@@ -215,6 +219,8 @@ class Mirror:
         """Without it."""
         self._kept = Position(0)
         """The position that the checkpoint key has."""
+        self._may_be_behind = False
+        """The checkpoint key was read, and not changed since by this mirror."""
         self._kept_s = time.monotonic()
         self._wait_s = BACKOFF_FIRST_S
         self._source_revision = 0
@@ -231,7 +237,8 @@ class Mirror:
         request = _range(self._prefix, count_only=True)
         header = self._source.call("KV.Range", request).header
         self._source_id, self._source_revision = header.cluster_id, header.revision
-        if not self._resume():
+        self._may_be_behind = self._resume()
+        if not self._may_be_behind:
             first: int = self._session.flags["rev"]
             # As in etcdctl: from revision 1 on, and without --rev, all keys are copied first.
             self._mirrored = Position(first - 1) if first > 1 else Position(header.revision, 0, b"")
@@ -254,6 +261,8 @@ class Mirror:
                 if goal is None or self._position.revision < goal:
                     self._follow(goal)
                 return
+            except _Overtaken:
+                self._resume()
             except EtcdliteError as error:
                 if error.code != UNAVAILABLE and not isinstance(error, Timeout):
                     raise
@@ -516,6 +525,7 @@ class Mirror:
                     self._checkpoint_revision = response.header.revision
                 else:
                     self._find_written(value, is_again)
+                self._may_be_behind = False
                 self._target_revision = response.header.revision
                 self._wait_s = BACKOFF_FIRST_S
                 return
@@ -527,13 +537,18 @@ class Mirror:
                 self._pause(error)
 
     def _find_written(self, value: bytes, is_again: bool) -> None:
-        """The checkpoint key is changed: by an earlier attempt, or else by another mirror."""
+        """The checkpoint key is changed: by an earlier attempt, by the last transaction of a mirror
+        that was stopped just before this one began, or else by another mirror."""
         response = self._target.call("KV.Range", proto.RangeRequest(key=self._checkpoint_key))
-        if not is_again or not response.kvs or response.kvs[0].value != value:
+        if is_again and response.kvs and response.kvs[0].value == value:
+            self._checkpoint_revision = response.kvs[0].mod_revision
+        elif self._may_be_behind:
+            self._may_be_behind = False
+            raise _Overtaken
+        else:
             name = self._session.flags["checkpoint-key"]
             text = f"the checkpoint key {name} was changed: another mirror is running with it"
             raise Failure(f"{text}. Stop one of them")
-        self._checkpoint_revision = response.kvs[0].mod_revision
 
     # Reports.
 
