@@ -39,6 +39,8 @@ def main(flags: list[str]) -> int:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return in_frame
 
+    # Python 3.12 reports instructions only if some frame asked for it before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(at_call)
     return __main__.main(flags)
 
