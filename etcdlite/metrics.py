@@ -121,11 +121,6 @@ class Histogram:
 class Rpc:
     """The requests of one gRPC method, those of the JSON gateway included."""
 
-    __slots__ = (
-        "service", "name", "kind", "started", "failed", "handling_s", "received",
-        "sent", "received_bytes", "sent_bytes",
-    )  # fmt: skip
-
     def __init__(self, grpc_path: str, is_client_stream: bool, is_server_stream: bool) -> None:
         self.service, self.name = grpc_path.rpartition("/")[::2]
         self.service = self.service.lstrip("/")
@@ -160,8 +155,6 @@ class Rpc:
 class ClientRequests:
     """Requests of the gRPC and JSON clients of one version."""
 
-    __slots__ = ("unary", "streams")
-
     def __init__(self) -> None:
         self.unary = 0
         self.streams = 0
@@ -169,8 +162,6 @@ class ClientRequests:
 
 class Peer:
     """The traffic with another member."""
-
-    __slots__ = ("received_bytes", "round_trip_s", "send_failures", "sent_bytes")
 
     def __init__(self) -> None:
         self.received_bytes = 0

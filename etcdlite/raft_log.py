@@ -38,20 +38,6 @@ class RaftLog:
     offered    handed out to be made durable
     last       the end of the log"""
 
-    __slots__ = (
-        "_batches",
-        "applied",
-        "applying",
-        "committed",
-        "entries",
-        "last",
-        "offered",
-        "offset",
-        "offset_term",
-        "size_bytes",
-        "stable",
-    )
-
     def __init__(self, index: int, term: int, entries: Sequence[Entry]) -> None:
         self.offset = index
         self.offset_term = term

@@ -30,22 +30,6 @@ class Progress:
                                                         REPLICATE once it is acknowledged
     A member whose next entry is compacted goes to SNAPSHOT."""
 
-    __slots__ = (
-        "_inflight_bytes",
-        "_max_bytes",
-        "_max_messages",
-        "committed",
-        "inflight",
-        "kept_index",
-        "match",
-        "next",
-        "paused",
-        "pending_snapshot",
-        "recent_active",
-        "sent_commit",
-        "state",
-    )
-
     def __init__(self, next: int, max_messages: int, max_bytes: int) -> None:
         self.state = PROBE
         self.match = 0

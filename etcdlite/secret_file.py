@@ -36,8 +36,6 @@ SecretError = PrivateFileError
 class Secret:
     """One shared secret."""
 
-    __slots__ = ("id", "key")
-
     def __init__(self, key: bytes) -> None:
         self.key = key
         """The psk of `noise.py`: 32 bytes."""

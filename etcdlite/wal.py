@@ -250,8 +250,6 @@ class _Seal(NamedTuple):
 
 
 class _Segment:
-    __slots__ = ("last_index", "path", "sequence", "size_bytes")
-
     def __init__(self, path: str, sequence: int, size_bytes: int) -> None:
         self.path = path
         self.sequence = sequence

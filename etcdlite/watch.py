@@ -279,8 +279,6 @@ class _Index:
 class _Sweep:
     """One reading of history, for all watches in its index."""
 
-    __slots__ = ("index", "position")
-
     def __init__(self, index: _Index, position: int) -> None:
         self.index = index
         self.position = position

@@ -55,8 +55,6 @@ def check_size(request: proto.AuthenticateRequest) -> None:
 class Job:
     """A computation for a thread."""
 
-    __slots__ = ("_compute", "_done", "_request_id", "_result", "_session")
-
     def __init__(
         self,
         session: Session,

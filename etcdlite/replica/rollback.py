@@ -83,8 +83,6 @@ Position = tuple[int, int]
 class _Known:
     """What is known of one other member."""
 
-    __slots__ = ("incarnations", "position")
-
     def __init__(self, position: Position = (0, 0), incarnations: tuple[int, ...] = ()) -> None:
         self.position = position
         self.incarnations = incarnations

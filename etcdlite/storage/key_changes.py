@@ -17,8 +17,6 @@ from bisect import bisect_right
 class KeyChanges:
     """The keys that were created and deleted lately, in the order of their revisions."""
 
-    __slots__ = ("_kept", "born", "born_at", "gone", "gone_at", "since")
-
     def __init__(self, since: int, kept: int) -> None:
         """`since`: the present revision. `kept`: how many of the last changes stay when a kind has
         more than twice as many."""
