@@ -360,11 +360,6 @@ class Member:
         return self.raft.log.applied if self.raft.is_alone else self.raft.log.offset
 
     @property
-    def wakes_at(self) -> float:
-        """The time at which `turn` must be called even if nothing happens before."""
-        return self.leadership.wakes_at
-
-    @property
     def has_work(self) -> bool:
         """The next turn has work that waits for no event."""
         return self.has_urgent_work or (self._may_maintain and self.background.has_work)
@@ -441,10 +436,6 @@ class Member:
             or self.reads.background
             or self.logins.are_under_way
         )
-
-    def wake_reads(self, session: Session) -> None:
-        """The client reads its answers again, or is gone: continue its reads, or drop them."""
-        self.reads.wake(session)
 
     # A turn.
 

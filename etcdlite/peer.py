@@ -634,26 +634,20 @@ class Link:
 
     # For the owner: when and where to dial.
 
-    def wants(self, now: float) -> list[Callable[[Callable[[Any], None]], Dial]]:
-        """Constructors of the connections to dial now; the owner dials each at `url`."""
-        makers: list[Callable[[Callable[[Any], None]], Dial]] = []
+    def dials(self, now: float, on_output: Callable[[Any], None]) -> list[Dial]:
+        """The connections to make now; the owner dials each at `url`."""
+        made: list[Dial] = []
         if self.dial is None and now >= self._next_dial_at:
-            makers.append(self._make_dial)
+            self.dial = Dial(self.local, self, on_output)
+            made.append(self.dial)
         if self.image is not None and self.snapshot_dial is None:
             if now > self._snapshot_until:
                 self.snapshot_over(False)
             elif self.since is not None and now >= self._next_snapshot_dial_at:
-                makers.append(self._make_snapshot_dial)
-        return makers
-
-    def _make_dial(self, on_output: Callable[[Any], None]) -> Dial:
-        self.dial = Dial(self.local, self, on_output)
-        return self.dial
-
-    def _make_snapshot_dial(self, on_output: Callable[[Any], None]) -> Dial:
-        assert self.image is not None
-        self.snapshot_dial = SnapshotDial(self.local, self, on_output, self.image, self._offer)
-        return self.snapshot_dial
+                dial = SnapshotDial(self.local, self, on_output, self.image, self._offer)
+                self.snapshot_dial = dial
+                made.append(dial)
+        return made
 
     @property
     def url(self) -> str:

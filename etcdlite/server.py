@@ -485,8 +485,7 @@ class Server:
     def _dial_peers(self, now: float) -> None:
         for link in tuple(self.member.peers.links.values()):
             if link.dial is None or link.image is not None:
-                for make in link.wants(now):
-                    dial = make(self.connections.dirty.append)
+                for dial in link.dials(now, self.connections.dirty.append):
                     threads.start_dial(dial, link.url, self._channels.dial, self._report)
 
     def _dialed(self, dialed: threads.Dialed) -> None:

@@ -1309,8 +1309,8 @@ def test_a_dead_leader_is_noticed_at_the_second_call_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(node.member, "on_peer_died", died.append)
 
     def call() -> Any:
-        (make,) = link.wants(node.member.clock() + 10)
-        return make(lambda session: None)
+        (dial,) = link.dials(node.member.clock() + 10, lambda session: None)
+        return dial
 
     assert link.dial is not None
     link.lost(link.dial)

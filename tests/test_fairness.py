@@ -172,7 +172,7 @@ def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.M
         lone.member.reads.read_now(flooder, n, RANGE, proto.RangeRequest(**EVERYTHING))
     lone.settle()
     flooder.gone, flooder.is_blocked = set(range(100)), False
-    lone.member.wake_reads(flooder)
+    lone.member.reads.wake(flooder)
     lone.member.reads.read_now(client, 1, RANGE, proto.RangeRequest(**EVERYTHING))
     while not client.answers:
         lone.member.turn()
@@ -297,9 +297,9 @@ def test_a_line_is_held_while_its_client_does_not_read_and_ends_with_it(lone: Pa
     lone.settle()
     assert not slow.answers and not gone.answers
     gone.gone.update(range(3))
-    lone.member.wake_reads(gone)
+    lone.member.reads.wake(gone)
     slow.is_blocked = False
-    lone.member.wake_reads(slow)
+    lone.member.reads.wake(slow)
     lone.settle()
     assert all(len(proto.RangeResponse.decode(body).kvs) == 2000 for body in slow.answers.values())
     assert set(gone.answers.values()) == {b""}

@@ -408,8 +408,10 @@ class Mirror:
                     self._keep()
                 self._show()
                 continue
-            if response.canceled or response.compact_revision:
-                self._canceled(response)
+            if response.compact_revision:
+                raise Failure(self._too_late(self._position.revision + 1))
+            if response.canceled:
+                raise error_for(UNKNOWN, response.cancel_reason or "the watch was canceled")
             self._wait_s = BACKOFF_FIRST_S
             revision = response.header.revision if response.header is not None else 0
             self._source_revision = max(self._source_revision, revision)
@@ -424,11 +426,6 @@ class Mirror:
                 self._commit()
                 self._position = self._mirrored = Position(revision)
         self._commit()
-
-    def _canceled(self, response: Any) -> None:
-        if response.compact_revision:
-            raise Failure(self._too_late(self._position.revision + 1))
-        raise error_for(UNKNOWN, response.cancel_reason or "the watch was canceled")
 
     def _take(self, events: list[Any], goal: int | None) -> None:
         """Add events, which are of whole revisions, to the batch."""

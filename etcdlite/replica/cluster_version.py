@@ -13,13 +13,7 @@ from __future__ import annotations
 from etcdlite import log, proto
 from etcdlite.errors import error
 from etcdlite.mvcc import Store
-from etcdlite.storage.data import (
-    CLUSTER,
-    CLUSTER_VERSION,
-    DOWNGRADE_TARGET,
-    cluster_version,
-    downgrade_target,
-)
+from etcdlite.storage import data
 from etcdlite.versions import Version, parse
 
 
@@ -32,8 +26,8 @@ class ClusterVersion:
     def restore(self, store: Store) -> None:
         """Take the version of a store."""
         self._store = store
-        self.version = cluster_version(store.buckets)
-        self.target = downgrade_target(store.buckets)
+        self.version = data.cluster_version(store.buckets)
+        self.target = data.downgrade_target(store.buckets)
         """`target`: the version to go down to; None if no downgrade is enabled."""
 
     def allows(self, feature: Version) -> bool:
@@ -49,19 +43,18 @@ class ClusterVersion:
         """The request that replaces what is there now."""
         return proto.ClusterVersion(
             version=str(version),
-            target="" if target is None else str(target),
+            target=_text(target),
             old_version=str(self.version),
-            old_target="" if self.target is None else str(self.target),
+            old_target=_text(self.target),
         )
 
     def has_target_of(self, change: proto.ClusterVersion) -> bool:
         """The target is the one that `change` sets."""
-        return change.target == ("" if self.target is None else str(self.target))
+        return change.target == _text(self.target)
 
     def may_apply(self, change: proto.ClusterVersion) -> bool:
         """The versions are those that `change` replaces."""
-        now = self.change(self.version, self.target)
-        return (change.old_version, change.old_target) == (now.old_version, now.old_target)
+        return (change.old_version, change.old_target) == (str(self.version), _text(self.target))
 
     def apply(self, request: proto.ClusterVersion) -> None:
         """Apply a `ClusterVersion`. Raises EtcdError if the versions changed since it was made."""
@@ -70,9 +63,14 @@ class ClusterVersion:
         before = self.version
         self.version = parse(request.version)
         self.target = parse(request.target) if request.target else None
-        for key, value in ((CLUSTER_VERSION, request.version), (DOWNGRADE_TARGET, request.target)):
-            self._store.set_bucket(CLUSTER, key, value.encode() or None)
+        changes = {data.CLUSTER_VERSION: request.version, data.DOWNGRADE_TARGET: request.target}
+        for key, value in changes.items():
+            self._store.set_bucket(data.CLUSTER, key, value.encode() or None)
         if self.version != before:
             log.info("updated cluster version", **{"from": before.full, "to": self.version.full})
         elif self.target is not None:
             log.warn("a downgrade of the cluster is enabled", target_version=self.target.full)
+
+
+def _text(version: Version | None) -> str:
+    return "" if version is None else str(version)

@@ -48,9 +48,9 @@ class Questions:
         self._held: list[tuple[float, int, int, bytes, Done]] = []
         """A heap of those that wait for a leader: (deadline, number, method, body, done)."""
         self._held_bytes = 0
-        self._sent: dict[int, dict[int, tuple[float, int, bytes, Done]]] = {}
-        """By leader and number: (deadline, method, body, done) of questions that wait for the
-        leader's answer and may be repeated."""
+        self._sent: dict[int, tuple[int, float, int, bytes, Done]] = {}
+        """By number: (leader, deadline, method, body, done) of questions that wait for the leader's
+        answer and may be repeated."""
         self._number = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
@@ -62,10 +62,9 @@ class Questions:
         may_repeat = METHODS[method].retry is Retry.ALWAYS
         self._number = number = self._number + 1
         leader = self._raft.leader
-        sent = self._sent.setdefault(leader, {})
 
         def answered(answer: bytes | EtcdError) -> None:
-            if may_repeat and not sent.pop(number, None):
+            if may_repeat and not self._sent.pop(number, None):
                 return  # Another leader is asked since, and its answer counts.
             failure = answer.name if isinstance(answer, EtcdError) else ""
             if failure == "NotLeader" or (may_repeat and failure in _LOST):
@@ -74,10 +73,10 @@ class Questions:
                 done(answer)
 
         if may_repeat:  # Noted first: `_ask` may answer at once, if the connection breaks.
-            sent[number] = (deadline, method, body, done)
+            self._sent[number] = (leader, deadline, method, body, done)
         if leader and leader != self._own_id and self._ask(leader, method, body, answered):
             return
-        sent.pop(number, None)
+        self._sent.pop(number, None)
         self._hold(deadline, method, body, done)
 
     def _hold(self, deadline: float, method: int, body: bytes, done: Done) -> None:
@@ -94,10 +93,8 @@ class Questions:
         leader = self._raft.leader
         if not leader or not (leader == self._own_id or is_open(leader)):
             return
-        for before in self._sent.keys() - {leader}:
-            sent = self._sent.pop(before)
-            while sent:
-                self._hold(*sent.popitem()[1])
+        for number in [number for number, sent in self._sent.items() if sent[0] != leader]:
+            self._hold(*self._sent.pop(number)[1:])
         for _ in range(min(len(self._held), RETRIED_AT_ONCE)):
             deadline, _, method, body, done = heapq.heappop(self._held)
             self._held_bytes -= len(body)

@@ -310,7 +310,7 @@ class _ScriptedCall(Call):
     def close(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self.member.wake_reads(self)
+            self.member.reads.wake(self)
             if not self._is_writing:
                 self._give_up()
 

@@ -267,10 +267,10 @@ class Accepted(peer.PeerConnection, OwnRequester):
 
     def unblocked(self) -> None:
         """The other member reads again: answer what was held back."""
-        self.member.wake_reads(self)
+        self.member.reads.wake(self)
 
     def closed(self) -> None:
         super().closed()
         self.member.peers.accepted_is_gone(self)
         self._requests.clear()
-        self.member.wake_reads(self)
+        self.member.reads.wake(self)

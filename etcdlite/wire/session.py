@@ -50,7 +50,7 @@ class ClientSession(Session, request.Session):
         self.outbox.wake()
 
     def unblocked(self) -> None:
-        self.member.wake_reads(self)
+        self.member.reads.wake(self)
         self.calls.wake_all()
 
     @property
@@ -64,7 +64,7 @@ class ClientSession(Session, request.Session):
 
     def closed(self) -> None:
         super().closed()
-        self.member.wake_reads(self)
+        self.member.reads.wake(self)
         self.calls.disown()
 
 

@@ -239,7 +239,7 @@ class KeepAliveCall(Call):
 
     def close(self) -> None:
         if self._unchecked:
-            self.member.wake_reads(self)
+            self.member.reads.wake(self)
 
 
 def snapshot_parts(member: Member) -> Iterator[bytes]:
@@ -542,7 +542,7 @@ class RangeStreamCall(Call):
 
     def close(self) -> None:
         self._cursor = None
-        self.member.wake_reads(self)
+        self.member.reads.wake(self)
 
 
 class LargeRangeCall(Call):

@@ -812,7 +812,7 @@ class Node:
             self._turn_is_due = True
             life = self._life
             self.world.at(0.0001, lambda: self._due_turn(life))
-        wakes_at = member.wakes_at
+        wakes_at = member.leadership.wakes_at
         if wakes_at != self._wakes_at:
             self._wakes_at = wakes_at
             if wakes_at < float("inf"):
@@ -974,8 +974,8 @@ class Node:
     def _dial(self) -> None:
         now = self.clock()
         for link in list(self.member.peers.links.values()):
-            for make in link.wants(now):
-                self._connect(make(self.new_output), link.url)
+            for dial in link.dials(now, self.new_output):
+                self._connect(dial, link.url)
 
     def _connect(self, dial: Dial, to: str) -> None:
         world = self.world
