@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from etcdlite import ETCD_API_VERSION, __version__
+from etcdlite.cli import flags
 from etcdlite.cli.failures import (
     EXIT_BAD_CONNECTION,
     EXIT_BAD_FEATURE,
@@ -32,14 +33,7 @@ from etcdlite.cli.failures import (
     os_error_text,
     say,
 )
-from etcdlite.cli.flags import (
-    GLOBAL_FLAGS,
-    BadFlag,
-    Command,
-    did_you_mean,
-    flag_values,
-    parse_flags,
-)
+from etcdlite.cli.flags import Command
 from etcdlite.cli.table import COMMAND_BY_NAME, COMMANDS, GROUPS, INSTEAD, REFUSED
 
 # Finding the command.
@@ -50,7 +44,7 @@ def _command_words(words: Sequence[str]) -> list[int]:
     takes_value = {
         name
         for command in COMMANDS
-        for flag in (*command.flags, *GLOBAL_FLAGS)
+        for flag in (*command.flags, *flags.GLOBAL_FLAGS)
         if flag.kind != "bool"
         for name in (f"--{flag.name}", f"-{flag.short}")
     }
@@ -109,7 +103,7 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
     if name in INSTEAD:
         hint = f" (did you mean {INSTEAD[name]}?)"
     else:
-        hint = did_you_mean(name, known) or f" (see {see})"
+        hint = flags.did_you_mean(name, known) or f" (see {see})"
     raise Failure(f'unknown command "{name}" for "{PROGRAM}"{hint}')
 
 
@@ -152,13 +146,13 @@ def run(words: Sequence[str]) -> int:
     command, others = find_command(words)
     name, own = (f"{command.name} ", command.flags) if isinstance(command, Command) else ("", ())
     try:
-        arguments, before_dashes, given = parse_flags(others, (*GLOBAL_FLAGS, *own))
-    except BadFlag as error:
+        arguments, before_dashes, given = flags.parse_flags(others, (*flags.GLOBAL_FLAGS, *own))
+    except flags.BadFlag as error:
         raise Failure(f"{error}; see {PROGRAM} {name}--help") from None
     if not isinstance(command, Command) or given.get("help"):
         _print_help(command)
         return 0
-    values = flag_values(command.flags, given, os.environ)
+    values = flags.flag_values(command.flags, given, os.environ)
     if not command.run:
         _OWN[command.name](arguments)
         return 0

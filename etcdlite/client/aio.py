@@ -18,21 +18,13 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
 from etcdlite.channel import Channel, ChannelError
-from etcdlite.client import operations
+from etcdlite.client import operations, scripts
 from etcdlite.client.calls import Dial, Script, Start
 from etcdlite.client.connection import Ticket, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Broken, Link, keep_tcp_alive
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import PartialFile, opened
-from etcdlite.client.scripts import (
-    ClientBase,
-    ElectionBase,
-    LeaseBase,
-    PlaceBase,
-    StreamBase,
-    WatchBase,
-)
 
 __all__ = [
     "AsyncClient",
@@ -322,7 +314,7 @@ class _TaskLink(Link, asyncio.Protocol):
 # What a client makes.
 
 
-class AsyncStream(StreamBase):
+class AsyncStream(scripts.StreamBase):
     """A stream of messages, on its own connection: `async for` to receive, `send` to send.
 
     Iterating raises the server's error, and ConnectionFailed when the connection breaks."""
@@ -353,7 +345,7 @@ class AsyncStream(StreamBase):
         return message
 
 
-class AsyncWatch(WatchBase):
+class AsyncWatch(scripts.WatchBase):
     """An endless async iterator of `Event`s, begun and ended by `async with`.
 
     It outlives connections as `Watch` does and raises the same. One task iterates."""
@@ -388,7 +380,7 @@ class AsyncWatch(WatchBase):
             yield batch
 
 
-class AsyncLease(LeaseBase):
+class AsyncLease(scripts.LeaseBase):
     """A lease that lives as long as its `async with` block: granted, kept alive, revoked.
 
     The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
@@ -409,7 +401,7 @@ class AsyncLease(LeaseBase):
         await run(self._revoke())
 
 
-class _AsyncPlace(PlaceBase[AsyncLease]):
+class _AsyncPlace(scripts.PlaceBase[AsyncLease]):
     async def acquire(self, timeout_s: float | None = None) -> None:
         """Stand in line and wait. Raises Timeout (having left the line) and LeaseLost."""
         await run(self._acquire(timeout_s))
@@ -445,7 +437,7 @@ class AsyncLeadership(_AsyncPlace):
     resign = _AsyncPlace.release
 
 
-class AsyncElection(ElectionBase[AsyncLease]):
+class AsyncElection(scripts.ElectionBase[AsyncLease]):
     """An election: `campaign` to lead, `leader` and `observe` to know the leader."""
 
     def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> AsyncLeadership:
@@ -482,7 +474,7 @@ def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[AsyncClient,
     return operations.as_method(method, build, "AsyncWatch")
 
 
-class AsyncClient(ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection]):
+class AsyncClient(scripts.ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection]):
     """An asyncio client of one cluster, for any number of tasks of one event loop.
 
     Arguments, failover and errors are those of `Client`. What blocks there is awaited here, and

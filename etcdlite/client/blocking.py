@@ -20,21 +20,13 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from etcdlite import proto
 from etcdlite.channel import Channel, shake_hands
-from etcdlite.client import operations
+from etcdlite.client import operations, scripts
 from etcdlite.client.calls import Calls, Dial, Script, Start
 from etcdlite.client.connection import RECEIVE_BYTES, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Link, keep_tcp_alive
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import opened
-from etcdlite.client.scripts import (
-    ClientBase,
-    ElectionBase,
-    LeaseBase,
-    PlaceBase,
-    StreamBase,
-    WatchBase,
-)
 
 __all__ = ["Client", "Stream", "Watch", "Lease", "Lock", "Election", "Leadership"]
 
@@ -215,7 +207,7 @@ class _ThreadLink(Link):
 # What a client makes.
 
 
-class Stream(StreamBase):
+class Stream(scripts.StreamBase):
     """A stream of messages, on its own connection: iterate to receive, `send` to send.
 
     One thread iterates; others may `send` and `cancel` at the same time. Iterating raises the
@@ -239,7 +231,7 @@ class Stream(StreamBase):
         """Tell the server that no more messages will come."""
         self._close_send()
 
-    close = StreamBase.cancel
+    close = scripts.StreamBase.cancel
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -252,7 +244,7 @@ class Stream(StreamBase):
         return message
 
 
-class Watch(WatchBase):
+class Watch(scripts.WatchBase):
     """An endless iterator of `Event`s; a context manager that ends the watch.
 
     It outlives connections: when one breaks, the watch goes on at the next endpoint after the last
@@ -292,7 +284,7 @@ class Watch(WatchBase):
             yield batch
 
 
-class Lease(LeaseBase):
+class Lease(scripts.LeaseBase):
     """A lease that lives as long as its `with` block: granted, kept alive by a thread, revoked.
 
     The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
@@ -313,7 +305,7 @@ class Lease(LeaseBase):
         run(self._revoke())
 
 
-class _Place(PlaceBase[Lease]):
+class _Place(scripts.PlaceBase[Lease]):
     def acquire(self, timeout_s: float | None = None) -> None:
         """Stand in line and wait. Raises Timeout (having left the line) and LeaseLost."""
         run(self._acquire(timeout_s))
@@ -349,7 +341,7 @@ class Leadership(_Place):
     resign = _Place.release
 
 
-class Election(ElectionBase[Lease]):
+class Election(scripts.ElectionBase[Lease]):
     """An election: `campaign` to lead, `leader` and `observe` to know the leader."""
 
     def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> Leadership:
@@ -389,7 +381,7 @@ def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[Client, P], 
     return operations.as_method(method, build, "Watch")
 
 
-class Client(ClientBase[Stream, Lease, Lock, Election]):
+class Client(scripts.ClientBase[Stream, Lease, Lock, Election]):
     """A blocking client of one cluster, for any number of threads.
 
     The client connects at the first call, to the first endpoint that accepts, and goes on to the

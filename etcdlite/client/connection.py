@@ -32,13 +32,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from etcdlite import frames, methods, proto
-from etcdlite.client.errors import (
-    ProtocolViolation,
-    RequestTooLarge,
-    RequestTooManyRequests,
-    Unavailable,
-    error_for,
-)
+from etcdlite.client import errors
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 DEFAULT_PORT = 2379
@@ -207,9 +201,9 @@ class ClientConnection:
         Raises RequestTooLarge (the server would drop the connection) and RequestTooManyRequests."""
         assert ticket.request_id == 0 and not self.failure
         if self.hello is not None and len(body) > self.hello.max_request_bytes > 0:
-            raise RequestTooLarge()
+            raise errors.RequestTooLarge()
         if len(self._open) + len(self._cancelled) >= MAX_OPEN_REQUESTS:
-            raise RequestTooManyRequests()
+            raise errors.RequestTooManyRequests()
         request_id = self._last_id
         while True:
             request_id = request_id + 1 & 0xFFFFFFFF or 1
@@ -352,7 +346,7 @@ def unary_reply(method: Any, flags: int, body: bytes, endpoint: str) -> Any:
     body = reply_body(flags, body, endpoint)
     if method.server_stream and flags & frames.END:
         # A keep-alive stream ended without its answer: the server is going down.
-        raise Unavailable(
+        raise errors.Unavailable(
             text=f"{endpoint}: {method.full} ended without a reply", endpoint=endpoint
         )
     return decode_reply(method, body, endpoint)
@@ -365,7 +359,7 @@ def reply_body(flags: int, body: bytes, endpoint: str) -> bytes:
             error = proto.Error.decode(body)
         except proto.DecodeError as fault:
             raise _garbled(endpoint, "an error", fault) from None
-        raise error_for(error.code, error.message, endpoint)
+        raise errors.error_for(error.code, error.message, endpoint)
     return body
 
 
@@ -377,7 +371,7 @@ def decode_reply(method: Any, body: bytes, endpoint: str) -> Any:
         raise _garbled(endpoint, method.full, fault) from None
 
 
-def _garbled(endpoint: str, what: str, fault: Exception) -> ProtocolViolation:
-    return ProtocolViolation(
+def _garbled(endpoint: str, what: str, fault: Exception) -> errors.ProtocolViolation:
+    return errors.ProtocolViolation(
         text=f"{endpoint}: the reply to {what} cannot be decoded: {fault}", endpoint=endpoint
     )

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from etcdlite import frames, proto
 from etcdlite.channel import Channel
-from etcdlite.client import operations, recipes
+from etcdlite.client import connection, operations, recipes
 from etcdlite.client.calls import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
@@ -27,13 +27,6 @@ from etcdlite.client.calls import (
     Script,
     Start,
     error_at,
-)
-from etcdlite.client.connection import (
-    DEFAULT_ENDPOINT,
-    Endpoint,
-    decode_reply,
-    parse_endpoints,
-    reply_body,
 )
 from etcdlite.client.errors import (
     Closed,
@@ -141,9 +134,9 @@ class StreamBase:
         flags, body = item
         if flags & frames.END:
             self._is_over = True
-            reply_body(flags, body, link.endpoint)
+            connection.reply_body(flags, body, link.endpoint)
             return None
-        return decode_reply(self._method, body, link.endpoint)
+        return connection.decode_reply(self._method, body, link.endpoint)
 
 
 # Watches.
@@ -287,9 +280,11 @@ class WatchBase:
             try:
                 if flags & frames.END:
                     self._stream = None
-                    reply_body(flags, body, link.endpoint)
+                    connection.reply_body(flags, body, link.endpoint)
                     raise Unavailable()
-                batch = self._cursor.feed(decode_reply(self._method, body, link.endpoint))
+                batch = self._cursor.feed(
+                    connection.decode_reply(self._method, body, link.endpoint)
+                )
             except Unavailable:
                 self._back_off()
                 return None
@@ -629,7 +624,7 @@ LockT = TypeVar("LockT", bound=PlaceBase[Any])
 ElectionT = TypeVar("ElectionT", bound=ElectionBase[Any])
 
 
-def _plain(_: Endpoint) -> None:
+def _plain(_: connection.Endpoint) -> None:
     """The channel of a plain connection is none."""
 
 
@@ -645,7 +640,7 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
 
     def __init__(
         self,
-        endpoints: str | Sequence[str] = (DEFAULT_ENDPOINT,),
+        endpoints: str | Sequence[str] = (connection.DEFAULT_ENDPOINT,),
         timeout_s: float = DEFAULT_TIMEOUT_S,
         dial_timeout_s: float = DEFAULT_DIAL_TIMEOUT_S,
         *,
@@ -675,10 +670,10 @@ class ClientBase(Generic[StreamT, LeaseT, LockT, ElectionT]):
         `user` and `password`: whom to log in, on each connection, and again when the token has
         ended. While the cluster has no users enabled, they mean nothing. Without TLS or a secret
         they are sent as they are."""
-        servers = parse_endpoints(endpoints)
+        servers = connection.parse_endpoints(endpoints)
         if cacert or cert or key:
             servers = tuple(one._replace(scheme=one.scheme or "https") for one in servers)
-        channel_for: Callable[[Endpoint], Callable[[], Channel] | None] = _plain
+        channel_for: Callable[[connection.Endpoint], Callable[[], Channel] | None] = _plain
         if any(server.scheme == "https" for server in servers):
             from etcdlite.client import tls
 

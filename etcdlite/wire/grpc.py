@@ -43,20 +43,11 @@ from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica.reads import LARGE_BYTES
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
-from etcdlite.wire import api, health, reflection
+from etcdlite.wire import api, health, http2, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES, Call, Calls
 from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
-from etcdlite.wire.http2 import (
-    END_HEADERS,
-    END_STREAM,
-    GHOST,
-    HEADERS,
-    MAX_KNOWN_BYTES,
-    NO_ERROR,
-    Connection,
-    Stream,
-)
+from etcdlite.wire.http2 import GHOST, Stream
 from etcdlite.wire.http2_state import ConnectionFault
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
@@ -118,9 +109,9 @@ _OK_BLOCK = pack([(b"grpc-status", b"0")])
 # HEADERS, then DATA up to the message: length, type and flags; stream id; block; length and type,
 # flags, stream id; message prefix.
 _ANSWER = struct.Struct(f">5sI{len(_HEADER_BLOCK)}sIBIBI")
-_ANSWER_START = bytes((0, 0, len(_HEADER_BLOCK), HEADERS, END_HEADERS))
+_ANSWER_START = bytes((0, 0, len(_HEADER_BLOCK), http2.HEADERS, http2.END_HEADERS))
 _END = struct.Struct(f">5sI{len(_OK_BLOCK)}s")
-_END_START = bytes((0, 0, len(_OK_BLOCK), HEADERS, END_HEADERS | END_STREAM))
+_END_START = bytes((0, 0, len(_OK_BLOCK), http2.HEADERS, http2.END_HEADERS | http2.END_STREAM))
 _MESSAGE = struct.Struct(">IBIBI")
 _ENVELOPE_BYTES = _ANSWER.size + _END.size
 
@@ -250,7 +241,7 @@ def read_request(headers: Headers) -> Request:
         except UnicodeDecodeError:
             request.failure = request.failure or error("InvalidClientAPIVersion")
     size = request.size_bytes = list_bytes(headers)
-    is_simple = size <= MAX_KNOWN_BYTES and not (request.failure or request.has_leader)
+    is_simple = size <= http2.MAX_KNOWN_BYTES and not (request.failure or request.has_leader)
     request.is_plain = request.handle is not None and is_simple
     return request
 
@@ -340,7 +331,7 @@ class _Stream(Stream):
     """The request or message was incomplete at the last check, too."""
 
 
-class GrpcSession(Connection, ClientSession):
+class GrpcSession(http2.Connection, ClientSession):
     """One connection."""
 
     protocol = "grpc"
@@ -386,7 +377,7 @@ class GrpcSession(Connection, ClientSession):
         request.client = metrics.client(request.api_version)
         if request.timeout_s is not None and request.failure is None:
             key = _without_timeout(headers)
-            is_small = request.size_bytes <= MAX_KNOWN_BYTES
+            is_small = request.size_bytes <= http2.MAX_KNOWN_BYTES
             if is_small and key.count(_TIMEOUT) == 1 and b"content-length" not in dict(key):
                 if len(self._recalled) >= MAX_RECALLED:
                     self._recalled.clear()
@@ -460,7 +451,7 @@ class GrpcSession(Connection, ClientSession):
         if request.is_plain:
             request.client.unary += 1
             return
-        if request.size_bytes > MAX_KNOWN_BYTES:
+        if request.size_bytes > http2.MAX_KNOWN_BYTES:
             self.calls.hold(stream.id, request.size_bytes)
         if rpc.kind == "unary":
             request.client.unary += 1
@@ -871,7 +862,7 @@ class GrpcSession(Connection, ClientSession):
     def shut_down(self) -> None:
         """The server stops: refuse new requests, end the streams, answer the rest."""
         if not self.is_draining and self.is_open:
-            self.go_away(NO_ERROR)
+            self.go_away(http2.NO_ERROR)
         ending = [
             stream
             for stream in self.streams.values()

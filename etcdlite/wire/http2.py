@@ -35,26 +35,10 @@ from typing import Any
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.session import MAX_UNSENT_BYTES, Session
-from etcdlite.wire.hpack import (
-    MAX_LIST_BYTES,
-    TABLE_BYTES,
-    Field,
-    HeaderFault,
-    Headers,
-    HeadersTooLarge,
-    TooManyFields,
-    Unpacker,
-    list_bytes,
-)
+from etcdlite.wire import hpack, http2_flow
+from etcdlite.wire.hpack import Headers
 from etcdlite.wire.http2_conduct import NOISE_PER_RESET, Conduct
-from etcdlite.wire.http2_flow import (
-    DEFAULT_WINDOW_BYTES,
-    FRAME_HEADER,
-    FRAMES_PER_SLICE,
-    MAX_SENT_FRAME_BYTES,
-    MAX_WINDOW,
-    Flow,
-)
+from etcdlite.wire.http2_flow import FRAME_HEADER
 from etcdlite.wire.http2_state import (
     COMPRESSION_ERROR,
     CONNECTION_TABLE,
@@ -79,7 +63,7 @@ from etcdlite.wire.http2_state import (
 MAX_FRAME_BYTES = 16_384
 """The largest frame that is accepted (FRAME_SIZE_ERROR); the RFC's default, so not announced."""
 
-MAX_BLOCK_BYTES = 5 * MAX_LIST_BYTES // 2
+MAX_BLOCK_BYTES = 5 * hpack.MAX_LIST_BYTES // 2
 BLOCK_BYTES_PER_NOISE = 256
 """The size of a compressed header block (ENHANCE_YOUR_CALM); the worst takes 70 ms. Exceeding
 `MAX_LIST_BYTES` after decompression resets the stream (FRAME_SIZE_ERROR), and counts as noise by
@@ -222,7 +206,7 @@ def are_well_formed_trailers(headers: Headers) -> bool:
     return all(field[0][:1] != b":" and _is_well_formed_field(field) for field in headers)
 
 
-def _is_well_formed_field(field: Field) -> bool:
+def _is_well_formed_field(field: hpack.Field) -> bool:
     name, value = field
     if not _VALUE.fullmatch(value):
         return False
@@ -259,10 +243,10 @@ class Connection(Session):
         self._clock = clock
         self._max_streams = min(max_streams, MAX_STREAMS)
         self.conduct = Conduct(clock(), ping_min_s, keepalive_interval_s, keepalive_timeout_s)
-        self.flow = Flow(self.outbox, MAX_FRAME_BYTES)
+        self.flow = http2_flow.Flow(self.outbox, MAX_FRAME_BYTES)
         # Input.
         self._state = AT_PREFACE
-        self._unpacker = Unpacker()
+        self._unpacker = hpack.Unpacker()
         self._known: dict[bytes, Any] = {}  # Request and content-length by header block.
         self.table_update = b""
         """The prefix of the next header block that is sent: after the peer has asked for a smaller
@@ -288,7 +272,7 @@ class Connection(Session):
         if self.is_closing:
             return
         self.conduct.was_heard = True
-        self.flow.frames_left = FRAMES_PER_SLICE
+        self.flow.frames_left = http2_flow.FRAMES_PER_SLICE
         if self.inbox.waiting_bytes:
             data = self.inbox.join(data)
             if not data:
@@ -323,9 +307,9 @@ class Connection(Session):
         settings = (
             _SETTING.pack(MAX_CONCURRENT_STREAMS, self._max_streams),
             _SETTING.pack(INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
-            _SETTING.pack(MAX_HEADER_LIST_SIZE, MAX_LIST_BYTES),
+            _SETTING.pack(MAX_HEADER_LIST_SIZE, hpack.MAX_LIST_BYTES),
         )
-        grant = CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES
+        grant = CONNECTION_WINDOW_BYTES - http2_flow.DEFAULT_WINDOW_BYTES
         self.outbox.append(
             frame(SETTINGS, 0, 0, b"".join(settings)) + frame(WINDOW_UPDATE, 0, 0, _INT.pack(grant))
         )
@@ -368,7 +352,7 @@ class Connection(Session):
                     self.opened(stream)
                     continue
             elif kind == _UPDATE and size == 4 and not stream_id and in_frames:
-                self._widen(_INT.unpack_from(data, start)[0] & MAX_WINDOW)
+                self._widen(_INT.unpack_from(data, start)[0] & http2_flow.MAX_WINDOW)
                 if data.startswith(_PING_HEADER, at) and end - at >= _PING_BYTES:
                     start, at = at + FRAME_HEADER_BYTES, at + _PING_BYTES
                     self._pinged(data[start:at])
@@ -538,7 +522,7 @@ class Connection(Session):
         if request is None:
             try:
                 headers, is_changed = self._unpack(block)
-            except HeadersTooLarge:
+            except hpack.HeadersTooLarge:
                 self._advance(max(stream_id, self._last_id))
                 self.conduct.count_noise(len(block) // BLOCK_BYTES_PER_NOISE)
                 # As in grpc-go.
@@ -564,7 +548,7 @@ class Connection(Session):
                 if len(lengths) > 1 or not value.isdigit() or len(value) > 19:
                     raise StreamFault(stream_id, PROTOCOL_ERROR)
                 content_length = int(value)
-            if not is_changed and list_bytes(headers) <= MAX_KNOWN_BYTES:
+            if not is_changed and hpack.list_bytes(headers) <= MAX_KNOWN_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
                 self._known[block] = (request, content_length)
@@ -594,11 +578,13 @@ class Connection(Session):
         """The fields; did they change the table? Raises HeadersTooLarge, ConnectionFault."""
         try:
             headers, is_changed = self._unpacker.unpack(block)
-        except HeadersTooLarge:
+        except hpack.HeadersTooLarge:
             self._known.clear()
             raise
-        except HeaderFault as fault:
-            code = ENHANCE_YOUR_CALM if isinstance(fault, TooManyFields) else COMPRESSION_ERROR
+        except hpack.HeaderFault as fault:
+            code = (
+                ENHANCE_YOUR_CALM if isinstance(fault, hpack.TooManyFields) else COMPRESSION_ERROR
+            )
             raise ConnectionFault(code, str(fault)) from None
         if is_changed:
             self._known.clear()
@@ -637,7 +623,7 @@ class Connection(Session):
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "WINDOW_UPDATE does not have 4 bytes")
-        grant = _INT.unpack(payload)[0] & MAX_WINDOW
+        grant = _INT.unpack(payload)[0] & http2_flow.MAX_WINDOW
         if not stream_id:
             self._widen(grant)
             return
@@ -659,7 +645,7 @@ class Connection(Session):
             raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
         flow = self.flow
         flow.window += grant
-        if flow.window > MAX_WINDOW:
+        if flow.window > http2_flow.MAX_WINDOW:
             raise ConnectionFault(FLOW_CONTROL_ERROR, "the connection's window is too large")
         if flow.ready:
             self._send_held()
@@ -719,7 +705,7 @@ class Connection(Session):
         return bool(has_held) or super().has_more
 
     def produce(self) -> None:
-        self.flow.frames_left = FRAMES_PER_SLICE
+        self.flow.frames_left = http2_flow.FRAMES_PER_SLICE
         self._send_held()
         super().produce()
 
@@ -858,14 +844,14 @@ def _read_settings(connection: Connection, flags: int, stream_id: int, payload: 
         if setting == ENABLE_PUSH and value > 1:
             raise ConnectionFault(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
         if setting == INITIAL_WINDOW_SIZE:
-            if value > MAX_WINDOW:
+            if value > http2_flow.MAX_WINDOW:
                 raise ConnectionFault(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
             window = value
         elif setting == MAX_FRAME_SIZE:
             if not 16_384 <= value < 1 << 24:
                 raise ConnectionFault(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-            connection.flow.max_frame = min(value, MAX_SENT_FRAME_BYTES)
-        elif setting == HEADER_TABLE_SIZE and value < TABLE_BYTES:
+            connection.flow.max_frame = min(value, http2_flow.MAX_SENT_FRAME_BYTES)
+        elif setting == HEADER_TABLE_SIZE and value < hpack.TABLE_BYTES:
             connection.table_update = b"\x20"
     if window != connection.flow.initial:
         # Each of these streams may become ready for a frame.
