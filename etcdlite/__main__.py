@@ -118,8 +118,8 @@ def _report(failure: Exception) -> None:
     from etcdlite import log
     from etcdlite.datadir import StartError
     from etcdlite.permissions import NOT_ALLOWED, remedy
-    from etcdlite.storage.data import DataDamaged
     from etcdlite.storage.disk import NO_SPACE
+    from etcdlite.storage.layout import DataDamaged
     from etcdlite.threads import DiskFailed
     from etcdlite.wal import WALError
 

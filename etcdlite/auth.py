@@ -18,7 +18,7 @@ Invariants: a request fails before its first change or is carried out completely
 here, only hashes (`passwords.py`). While auth is enabled, the user root exists and has the role
 root.
 
-Records, in three buckets of the data file (`storage/data.py`):
+Records, in three buckets of the data file (`storage/layout.py`):
 
     AUTH       "enabled"        b"\\1" or b"\\0"; absent: not enabled
                "revision"       the auth revision, u64 big-endian; absent: 1
@@ -43,7 +43,7 @@ from etcdlite.methods import ROWS, Permission
 from etcdlite.mvcc import Store
 from etcdlite.plain_txn import GET, PlainTxn
 from etcdlite.rights import EVERYTHING, ROOT, KeySet, Rights, rights_steps
-from etcdlite.storage.data import AUTH, AUTH_ROLE, AUTH_USER
+from etcdlite.storage.layout import AUTH, AUTH_ROLE, AUTH_USER
 
 MAX_NAME_BYTES = 4096
 """The longest name of a user or a role, in UTF-8."""

@@ -18,8 +18,8 @@ from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
 from etcdlite.snap import Report, SnapshotError
-from etcdlite.storage.data import ALARM, DataDamaged
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import ALARM, DataDamaged
 from etcdlite.urls import parse_initial_cluster
 
 

@@ -41,7 +41,7 @@ from etcdlite import log
 from etcdlite.errors import UNAVAILABLE, EtcdError
 from etcdlite.etcd_file import contents, take_over
 from etcdlite.hardening import protect_process
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 
 MIN_BYTES = 8 << 20
 """The loop writes a smaller backup itself: the process needs 0.1 s to start."""

@@ -37,18 +37,10 @@ from etcdlite.permissions import remedy
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import Keyring
-from etcdlite.storage import checkpoint
+from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.checkpoint import NAME as CHECKPOINT
-from etcdlite.storage.data import (
-    CLUSTER,
-    CLUSTER_VERSION,
-    MEMBER,
-    REMOVED,
-    DataDamaged,
-    DataVersionError,
-    cluster_version,
-)
 from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.layout import DataDamaged, DataVersionError
 from etcdlite.storage.sealed import SealedDisk
 from etcdlite.storage.steps import run
 from etcdlite.versions import CURRENT, OLDEST, Version, incompatibility
@@ -208,7 +200,7 @@ def create(
     if is_joining:
         founding = founding._replace(members=[])
     elif version > OLDEST:
-        store.set_bucket(CLUSTER, CLUSTER_VERSION, str(version).encode())
+        store.set_bucket(layout.CLUSTER, layout.CLUSTER_VERSION, str(version).encode())
     finish(disk, directory, wal_dir, store, founding, wal_segment_bytes, keys)
 
 
@@ -242,11 +234,11 @@ def finish(
 ) -> None:
     """Give the store a new membership, close it, create the log, and publish the member that
     `begin` started. `founding` has no members if this one joins others."""
-    for bucket in (MEMBER, REMOVED):
+    for bucket in (layout.MEMBER, layout.REMOVED):
         for key in list(store.buckets.get(bucket, ())):
             store.set_bucket(bucket, key, None)
     for member in founding.members:
-        store.set_bucket(MEMBER, member.ID.to_bytes(8, "big"), member.encode())
+        store.set_bucket(layout.MEMBER, member.ID.to_bytes(8, "big"), member.encode())
     store.mark(store.applied_index, store.applied_term)
     run(store.checkpoint())
     store.close()
@@ -411,8 +403,8 @@ def open_member(
     lessor = Lessor(min_ttl_s, limits)
     store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
     # A member that joins has no version until it hears from the leader.
-    if store.buckets.get(MEMBER) and (
-        why := incompatibility(version, cluster_version(store.buckets))
+    if store.buckets.get(layout.MEMBER) and (
+        why := incompatibility(version, layout.cluster_version(store.buckets))
     ):
         raise StartError(f"{directory}: {why}. No key is changed")
     notes = [recovered.torn] if recovered.torn else []
@@ -436,14 +428,15 @@ def open_member(
 def membership(store: Store, member_id: int) -> list[proto.Member]:
     """The `Member` messages in a store. A member that joins has none until it hears from a leader.
     Raises StartError if this member was removed."""
-    if member_id.to_bytes(8, "big") in store.buckets.get(REMOVED, ()):
+    if member_id.to_bytes(8, "big") in store.buckets.get(layout.REMOVED, ()):
         raise StartError(
             f"member {member_id:x} was removed from the cluster, and its data directory is no "
             "longer usable. To join again, remove the data directory, add the member with "
             "'etcdlite-ctl member add', and start it with --initial-cluster-state existing"
         )
     return [
-        proto.Member.decode(value) for _, value in sorted(store.buckets.get(MEMBER, {}).items())
+        proto.Member.decode(value)
+        for _, value in sorted(store.buckets.get(layout.MEMBER, {}).items())
     ]
 
 

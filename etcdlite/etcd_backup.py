@@ -41,8 +41,16 @@ from etcdlite.etcd_file import REVISION, STEP_ITEMS, Records, contents, hand_ove
 from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
-from etcdlite.storage.data import ALARM, AUTH, AUTH_ROLE, AUTH_USER, LEASE, MEMBER, REMOVED
 from etcdlite.storage.history import History
+from etcdlite.storage.layout import (
+    ALARM,
+    AUTH,
+    AUTH_ROLE,
+    AUTH_USER,
+    LEASE,
+    MEMBER,
+    REMOVED,
+)
 from etcdlite.storage.steps import sort_steps
 
 VERSION = "3.5.0"

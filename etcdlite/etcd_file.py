@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from etcdlite import bolt
 from etcdlite.proto import read_varint
-from etcdlite.storage.data import TOMBSTONE
 from etcdlite.storage.history import Changes, History
+from etcdlite.storage.layout import TOMBSTONE
 
 DIGEST_BYTES = 32
 BLOCK_BYTES = 512

@@ -19,8 +19,8 @@ from etcdlite import crc32c
 from etcdlite.errors import DATA_LOSS, EtcdError
 from etcdlite.etcd_file import STEP_ITEMS, items_of
 from etcdlite.mvcc import Store
-from etcdlite.storage.data import PUT, key_and_revision
 from etcdlite.storage.history import History
+from etcdlite.storage.layout import PUT, key_and_revision
 
 
 def hash_steps(store: Store, revision: int) -> Generator[None, None, int]:

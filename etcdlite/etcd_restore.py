@@ -28,21 +28,11 @@ from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store, encode_key_value
 from etcdlite.proto import DecodeError, varint
 from etcdlite.snap import Report, SnapshotError, digests
-from etcdlite.storage.data import (
-    AUTH,
-    AUTH_ROLE,
-    AUTH_USER,
-    COMPACTED,
-    LEASE,
-    MAX_BODY_BYTES,
-    PUT,
-    TOMBSTONE,
-    Numbering,
-    key_and_revision,
-)
-from etcdlite.storage.data import U64 as OWN_U64
+from etcdlite.storage import layout
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import Index
+from etcdlite.storage.layout import PUT, TOMBSTONE
+from etcdlite.storage.layout import U64 as OWN_U64
 from etcdlite.storage.recovery import Contents
 
 MAX_INDEX = 1 << 62
@@ -267,13 +257,13 @@ class EtcdBackup:
         if b"authRevision" in auth:
             enabled[b"revision"] = auth[b"authRevision"]
         contents.buckets = {
-            LEASE: self._leases,
-            AUTH: enabled,
-            AUTH_USER: self._users,
-            AUTH_ROLE: self._roles,
+            layout.LEASE: self._leases,
+            layout.AUTH: enabled,
+            layout.AUTH_USER: self._users,
+            layout.AUTH_ROLE: self._roles,
         }
         if self.compacted:
-            contents.buckets[COMPACTED] = {b"": OWN_U64.pack(self.compacted)}
+            contents.buckets[layout.COMPACTED] = {b"": OWN_U64.pack(self.compacted)}
         store = Store(Lessor(), contents, DEFAULT_LIMITS)
         if self.compacted:
             # Etcd may have been about to drop some of it.
@@ -284,7 +274,7 @@ class EtcdBackup:
     def _append_changes(self, contents: Contents) -> None:
         data, index = contents.data, contents.index
         applied = contents.applied_index, contents.applied_term
-        numbering = Numbering()
+        numbering = layout.Numbering()
         index.first_revision = max(self.compacted, 2)
         last = unmarked = 0
         for change in self._changes(self._reader.items(self._reader.buckets()[b"key"])):
@@ -340,7 +330,7 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
         kv = proto.KeyValue.decode(value)
     except DecodeError as failure:
         raise ValueError(f"revision {revision}.{sub} has no valid value: {failure}") from failure
-    if not kv.key or len(value) > MAX_BODY_BYTES:
+    if not kv.key or len(value) > layout.MAX_BODY_BYTES:
         raise ValueError(
             f"revision {revision}.{sub} has no valid value: its key is empty, or it is too large"
         )
@@ -356,6 +346,6 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
 
 def _detach(index: Index, body: bytes) -> None:
     """Take the lease from the key of the newest record, so that the key does not expire."""
-    key, _ = key_and_revision(body)
+    key, _ = layout.key_and_revision(body)
     mod, create, version, location, _, length = index.heads[key]
     index.heads[key] = (mod, create, version, location, 0, length)

@@ -28,29 +28,12 @@ from etcdlite.lease import KEY as LEASE_KEY
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import VARINTS, varint, varint64
-from etcdlite.storage import checkpoint
-from etcdlite.storage.data import (
-    CLEANED,
-    COMPACTED,
-    LEASE,
-    MARK,
-    MOVED,
-    OFFSET_MASK,
-    PUT,
-    RECENT_OVERHEAD_BYTES,
-    RECORD_HEADER,
-    RECORD_HEADER_BYTES,
-    TOMBSTONE,
-    U64,
-    DataDamaged,
-    cluster_version,
-    downgrade_target,
-    key_and_revision,
-    record,
-)
+from etcdlite.storage import checkpoint, layout
+from etcdlite.storage.data import RECENT_OVERHEAD_BYTES
 from etcdlite.storage.disk import EXHAUSTED, Disk
 from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
+from etcdlite.storage.layout import PUT, RECORD_HEADER, RECORD_HEADER_BYTES, U64, DataDamaged
 from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
 from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
@@ -106,7 +89,7 @@ class Store:
         self.applied_index = contents.applied_index
         self.applied_term = contents.applied_term
         self.buckets = contents.buckets
-        compacted = self.buckets.get(COMPACTED)
+        compacted = self.buckets.get(layout.COMPACTED)
         self.compacted = U64.unpack(compacted[b""])[0] if compacted else 0
         """Reads below this revision are refused; 0 before the first compaction."""
         self.events: list[Event] = []
@@ -173,7 +156,7 @@ class Store:
             contents.load()
             store = cls(lessor, contents, limits)
             store._load_leases()
-            _ = cluster_version(store.buckets), downgrade_target(store.buckets)
+            _ = layout.cluster_version(store.buckets), layout.downgrade_target(store.buckets)
         except (ValueError, LookupError, struct.error, EtcdError) as failure:
             # The checksums are right, so this is not the fault of a disk.
             path = f"{directory}/{checkpoint.NAME}"
@@ -183,7 +166,7 @@ class Store:
         return store
 
     def _load_leases(self) -> None:
-        if leases := self.buckets.get(LEASE):
+        if leases := self.buckets.get(layout.LEASE):
             for lease_id, value in leases.items():
                 self.lessor.restore(LEASE_KEY.unpack(lease_id)[0], value)
             heads = self.index.heads
@@ -262,7 +245,9 @@ class Store:
             (_KEY[len(key)] if len(key) < 128 else b"\x0a" + varint(len(key))) + key + tail
             for key in keys
         ]
-        location = self.data.append_block(b"".join([record(TOMBSTONE, body) for body in bodies]))
+        location = self.data.append_block(
+            b"".join([layout.record(layout.TOMBSTONE, body) for body in bodies])
+        )
         if not self._first_location:
             self._first_location = location
         entries: list[bytes] = []
@@ -338,9 +323,9 @@ class Store:
             items.pop(key, None)
         else:
             items[key] = value
-        if bucket == COMPACTED and value is not None:
+        if bucket == layout.COMPACTED and value is not None:
             self.compacted = U64.unpack(value)[0]
-        elif bucket == LEASE:
+        elif bucket == layout.LEASE:
             self.lessor.restore(LEASE_KEY.unpack(key)[0], value)
         self.data.append_bucket(bucket, key, value)
 
@@ -437,26 +422,26 @@ class Store:
             while revision <= self.marked_revision and size < limit_bytes:
                 location = index.revisions[revision - index.first_revision]
                 if pending is None or pending[0] != location:
-                    number, offset = location >> 32, location & OFFSET_MASK
+                    number, offset = location >> 32, location & layout.OFFSET_MASK
                     records = self.data.records(number, offset, limits.event_chunk_bytes)
                     pending = next(records, None)
                     ahead = None
                 begin, begin_size = len(events), size
                 has_moved = False
                 while pending is not None:
-                    kind = pending[1] & ~MOVED
+                    kind = pending[1] & ~layout.MOVED
                     body = pending[2]
-                    if kind not in (PUT, TOMBSTONE):
+                    if kind not in (PUT, layout.TOMBSTONE):
                         pending = next(records, None)
-                        if kind == MARK:
+                        if kind == layout.MARK:
                             break
                         continue
-                    key, mod = ahead or key_and_revision(body)
+                    key, mod = ahead or layout.key_and_revision(body)
                     if mod != revision:
                         ahead = key, mod
                         break
                     ahead = None
-                    events.append((mod, key, kind == TOMBSTONE, body))
+                    events.append((mod, key, kind == layout.TOMBSTONE, body))
                     size += len(body)
                     step_events += 1
                     step_bytes += len(body)
@@ -476,7 +461,7 @@ class Store:
                 if len(events) == begin:
                     path = self.data.path(location >> 32)
                     why = f"no change of revision {revision} is there"
-                    raise DataDamaged(path, location & OFFSET_MASK, why)
+                    raise DataDamaged(path, location & layout.OFFSET_MASK, why)
                 revision += 1
         finally:
             self.pinned.remove(pinned)
@@ -523,7 +508,7 @@ class Store:
             raise error("Compacted")
         if revision > self.revision:
             raise error("FutureRev")
-        self.set_bucket(COMPACTED, b"", U64.pack(revision))
+        self.set_bucket(layout.COMPACTED, b"", U64.pack(revision))
         if self.compaction is None:
             self.compaction = self._compact_steps()
 
@@ -539,7 +524,7 @@ class Store:
     @property
     def compact_revision(self) -> int:
         """`compacted` as etcd counts it: -1 until the first compaction, which may be at 0."""
-        return self.compacted if COMPACTED in self.buckets else -1
+        return self.compacted if layout.COMPACTED in self.buckets else -1
 
     @property
     def oldest_read(self) -> int:
@@ -595,7 +580,7 @@ class Store:
         heads, past, revisions = self.index.heads, self.index.past, len(self.index.revisions)
         entries = max(2 * len(past), revisions - len(heads))
         rows_bytes = HEAD.size * len(heads) + PAST.size * entries + U64.size * revisions
-        rows_bytes += 40 * len(self.buckets.get(LEASE, ()))  # A lease takes 35 to 45.
+        rows_bytes += 40 * len(self.buckets.get(layout.LEASE, ()))  # A lease takes 35 to 45.
         size = rows_bytes + heads.key_bytes + past.key_bytes
         return max(size, 2 * size - self._packed_bytes) - self._staged_bytes
 
@@ -607,7 +592,7 @@ class Store:
         begin = (self.data.active, self.data.offset)
         applied = self.applied_index, self.applied_term
         meta = checkpoint.meta(begin, applied, self.revision, self.compacted, self.data)
-        version = cluster_version(self.buckets)
+        version = layout.cluster_version(self.buckets)
         chunks = checkpoint.chunks(meta, self.buckets, self.index, self.data)
         staged = None
         self._is_packing, self._staged_bytes = True, 0
@@ -640,6 +625,6 @@ class Store:
         self._packed_bytes, self._staged_bytes = self._staged_bytes, 0
         self.storage_version = version
         # Segments that were cleaned before this checkpoint are not in it.
-        for key in list(self.buckets.get(CLEANED, ())):
+        for key in list(self.buckets.get(layout.CLEANED, ())):
             if U64.unpack(key)[0] not in self.data.files:
-                del self.buckets[CLEANED][key]
+                del self.buckets[layout.CLEANED][key]

@@ -75,7 +75,7 @@ from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.request import Done
 from etcdlite.session import Session
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.versions import Version, incompatibility, parse, program_version
 
 INTRODUCE = 0xE8

@@ -43,8 +43,9 @@ from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.raft import Raft
 from etcdlite.storage import checkpoint
-from etcdlite.storage.data import DataDamaged, segment_name, verify
+from etcdlite.storage.data import verify
 from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.layout import DataDamaged, segment_name
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1

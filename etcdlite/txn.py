@@ -39,7 +39,7 @@ from etcdlite.mvcc import Store
 from etcdlite.plain_txn import DELETE, GET, MAX_COMPARES, TARGETS, Branch, PlainTxn
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
 MAX_TOTAL_OPS = 8192

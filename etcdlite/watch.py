@@ -63,8 +63,8 @@ from sortedcontainers import SortedDict, SortedList
 from etcdlite import errors, log, proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Event, Store
-from etcdlite.storage.data import DataDamaged
 from etcdlite.storage.intervals import Intervals
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import finish
 from etcdlite.watch_responses import (
     CANCELED,

@@ -20,7 +20,7 @@ from etcdlite.ranges import SAMPLE_KEYS
 from etcdlite.replica import access, logins, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
-from etcdlite.storage import data
+from etcdlite.storage import layout
 from etcdlite.wire import exposition, streams
 from etcdlite.wire.native import NativeSession
 
@@ -952,8 +952,8 @@ def test_users_that_came_from_etcd(lone: LoneMember) -> None:
     """Without what only etcdlite stores: the key of tokens, and since when passwords are."""
     add_users(lone)
     store = lone.member.state.store
-    for key in [key for key in store.buckets[data.AUTH] if key[:5] in (b"key", b"since")]:
-        store.set_bucket(data.AUTH, key, None)
+    for key in [key for key in store.buckets[layout.AUTH] if key[:5] in (b"key", b"since")]:
+        store.set_bucket(layout.AUTH, key, None)
     auth = lone.member.state.auth
     auth.restore(store)
     assert auth.enabled and not auth.key
@@ -978,7 +978,7 @@ def state_of(lone: LoneMember) -> tuple[Any, ...]:
     store = lone.member.state.store
     buckets = {
         name: {key: value for key, value in store.buckets.get(name, {}).items() if key != b"key"}
-        for name in (data.AUTH, data.AUTH_USER, data.AUTH_ROLE, data.LEASE)
+        for name in (layout.AUTH, layout.AUTH_USER, layout.AUTH_ROLE, layout.LEASE)
     }
     keys = [store.get(key) for key in sorted(store.index.heads)]
     return store.revision, buckets, keys

@@ -10,7 +10,7 @@ import pytest
 from etcdlite import bootstrap, datadir, proto
 from etcdlite.bootstrap import NoAnswer
 from etcdlite.datadir import Founding, StartError
-from etcdlite.storage.data import MEMBER, REMOVED
+from etcdlite.storage.layout import MEMBER, REMOVED
 from etcdlite.urls import parse_initial_cluster
 
 A, B, C = ("http://10.0.0.1:2380", "http://10.0.0.2:2380", "http://10.0.0.3:2380")

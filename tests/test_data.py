@@ -13,7 +13,9 @@ import pytest
 from rigs.faulty_disk import FaultyDisk, FaultyFile
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.storage.data import (
+from etcdlite.storage.data import DataFile
+from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import (
     BUCKET,
     MARK,
     OFFSET_MASK,
@@ -22,11 +24,9 @@ from etcdlite.storage.data import (
     SEGMENT_HEADER,
     TOMBSTONE,
     DataDamaged,
-    DataFile,
     DataRefused,
     segment_name,
 )
-from etcdlite.storage.disk import Disk
 
 DIRECTORY = "data"
 FIRST = f"{DIRECTORY}/{segment_name(1)}"

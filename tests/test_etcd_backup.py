@@ -37,8 +37,8 @@ from etcdlite.etcd_backup import EtcdImage
 from etcdlite.etcd_file import DIGEST_BYTES, REVISION, STEP_ITEMS
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.snap import SnapshotError
-from etcdlite.storage.data import AUTH_ROLE, AUTH_USER, MEMBER, U64, Numbering
 from etcdlite.storage.history import History
+from etcdlite.storage.layout import AUTH_ROLE, AUTH_USER, MEMBER, U64, Numbering
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
 DEBIANS = "/usr/bin/etcdctl"

@@ -26,8 +26,9 @@ from etcdlite.raft_log import Entry
 from etcdlite.ranges import range_steps
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.storage import checkpoint, data
-from etcdlite.storage.data import DataDamaged, DataFile
+from etcdlite.storage.data import DataFile
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.wal import WAL, WALError
 from etcdlite.wire import streams
 from etcdlite.wire.native import NativeSession

@@ -25,7 +25,7 @@ from etcdlite.replica import alarms, background
 from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
 from etcdlite.server import may_rest
-from etcdlite.storage.data import OFFSET_MASK, DataDamaged, segment_name
+from etcdlite.storage.layout import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.past import PAST
 from etcdlite.wire import streams
 

@@ -34,7 +34,7 @@ from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.mvcc import Store
 from etcdlite.ranges import range_steps
 from etcdlite.sealing import Keyring
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.past import PAST_BYTES
 from etcdlite.storage.sealed import PAGE_BYTES
 

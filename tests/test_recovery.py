@@ -25,8 +25,8 @@ from etcdlite.mvcc import encode_key_value
 from etcdlite.proto import varint
 from etcdlite.sealing import Keyring
 from etcdlite.storage import checkpoint, recovery
-from etcdlite.storage.data import POSITION, DataDamaged
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import POSITION, DataDamaged
 from etcdlite.storage.recovery import key_and_numbers
 from etcdlite.wal import WALError
 

@@ -21,8 +21,9 @@ from etcdlite.mvcc import Store
 from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import KeyFileError, Keyring
-from etcdlite.storage.data import DataAltered, DataFile, KeyMissing
+from etcdlite.storage.data import DataFile
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import DataAltered, KeyMissing
 from etcdlite.storage.sealed import PAGE_BYTES, SealedDisk
 from etcdlite.wal import WAL, WALDamaged, WALKeyMissing
 

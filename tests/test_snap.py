@@ -19,8 +19,8 @@ from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.membership import derive_member_id
-from etcdlite.storage.data import ALARM, MEMBER, segment_name
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import ALARM, MEMBER, segment_name
 from etcdlite.wire import streams
 
 URLS = "http://127.0.0.1:2380"

@@ -22,8 +22,8 @@ from etcdlite.mvcc import Store
 from etcdlite.replica import timeline
 from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.timeline import Timeline
-from etcdlite.storage.data import CLUSTER, CLUSTER_VERSION
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import CLUSTER, CLUSTER_VERSION
 from etcdlite.versions import V0_1, V0_2
 
 

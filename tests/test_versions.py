@@ -25,7 +25,7 @@ from etcdlite.replica.entry import TooNew, check_entry, encode_entry, needed_ver
 from etcdlite.replica.entry import read_header as read_entry
 from etcdlite.snap import SnapshotError, read_header
 from etcdlite.storage import checkpoint
-from etcdlite.storage.data import DataVersionError
+from etcdlite.storage.layout import DataVersionError
 from etcdlite.versions import CURRENT, SETS_VERSION, V0_1, V0_2, Version
 
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from etcdlite import proto, watch
 from etcdlite.limits import Limits
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.watch import WatchHub
 from etcdlite.watch_responses import encode_event
 

@@ -26,8 +26,8 @@ from etcdlite.errors import EtcdError
 from etcdlite.extract import Header
 from etcdlite.lease import KEY, Lessor
 from etcdlite.mvcc import Store
-from etcdlite.storage.data import LEASE, TIMES, U64
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import LEASE, TIMES, U64
 from etcdlite.storage.steps import finish
 
 MARK_KEYS = 1_000

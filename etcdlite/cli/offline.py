@@ -19,8 +19,8 @@ from etcdlite.notation import format_size
 from etcdlite.permissions import user_name
 from etcdlite.sealing import KEY_BYTES, Key, Keyring
 from etcdlite.storage import cleaning
-from etcdlite.storage.data import SEGMENT_HEADER
 from etcdlite.storage.disk import Disk
+from etcdlite.storage.layout import SEGMENT_HEADER
 from etcdlite.storage.steps import finish, run
 
 SEGMENT_BYTES = 16 << 20

@@ -20,7 +20,7 @@ from etcdlite.errors import error
 from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
-from etcdlite.storage.data import ALARM
+from etcdlite.storage.layout import ALARM
 
 NOSPACE = 1
 CORRUPT = 2

@@ -13,7 +13,7 @@ from __future__ import annotations
 from etcdlite import log, proto
 from etcdlite.errors import error
 from etcdlite.mvcc import Store
-from etcdlite.storage import data
+from etcdlite.storage import layout
 from etcdlite.versions import Version, parse
 
 
@@ -26,8 +26,8 @@ class ClusterVersion:
     def restore(self, store: Store) -> None:
         """Take the version of a store."""
         self._store = store
-        self.version = data.cluster_version(store.buckets)
-        self.target = data.downgrade_target(store.buckets)
+        self.version = layout.cluster_version(store.buckets)
+        self.target = layout.downgrade_target(store.buckets)
         """`target`: the version to go down to; None if no downgrade is enabled."""
 
     def allows(self, feature: Version) -> bool:
@@ -63,9 +63,9 @@ class ClusterVersion:
         before = self.version
         self.version = parse(request.version)
         self.target = parse(request.target) if request.target else None
-        changes = {data.CLUSTER_VERSION: request.version, data.DOWNGRADE_TARGET: request.target}
+        changes = {layout.CLUSTER_VERSION: request.version, layout.DOWNGRADE_TARGET: request.target}
         for key, value in changes.items():
-            self._store.set_bucket(data.CLUSTER, key, value.encode() or None)
+            self._store.set_bucket(layout.CLUSTER, key, value.encode() or None)
         if self.version != before:
             log.info("updated cluster version", **{"from": before.full, "to": self.version.full})
         elif self.target is not None:

@@ -25,8 +25,8 @@ from etcdlite.replica.alarms import RAISE_AGAIN_S
 from etcdlite.replica.state import State
 from etcdlite.request import Session, pass_on
 from etcdlite.storage import checkpoint, cleaning
-from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged
 from etcdlite.storage.disk import NO_SPACE
+from etcdlite.storage.layout import SEGMENT_HEADER, DataDamaged
 from etcdlite.storage.steps import Job, discard, run
 
 DEFRAGMENT_SHARE = 0.05

@@ -24,7 +24,7 @@ from etcdlite.mvcc import Store
 from etcdlite.raft import ADD_LEARNER, ADD_VOTER, ConfChange
 from etcdlite.raft import REMOVE as REMOVE_NODE
 from etcdlite.replica.checks import ADD, PROMOTE, REMOVE, UPDATE, check_peer_urls
-from etcdlite.storage.data import MEMBER, REMOVED
+from etcdlite.storage.layout import MEMBER, REMOVED
 from etcdlite.urls import check_url, host_port, is_local, is_wildcard
 
 HEALTHY_S = 5.0

@@ -42,7 +42,7 @@ from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
 from etcdlite.request import Asked, Read, Session, Shares, Steps, fail_all, warn_slow
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
 READ_RETRY_S = 0.5

@@ -35,8 +35,8 @@ from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.replica.timeline import Timeline
 from etcdlite.request import Read, Session, Steps, Waiter
 from etcdlite.rights import KeySet
-from etcdlite.storage.data import LEASE
 from etcdlite.storage.disk import NO_SPACE
+from etcdlite.storage.layout import LEASE
 from etcdlite.storage.steps import join_steps
 from etcdlite.versions import KEEPS_TIMES, NEGATIVE_LEASES, Version
 

@@ -33,7 +33,7 @@ from etcdlite import proto
 from etcdlite.auth import Author
 from etcdlite.mvcc import Store
 from etcdlite.replica.cluster_version import ClusterVersion
-from etcdlite.storage.data import TIMES, U64, USERS
+from etcdlite.storage.layout import TIMES, U64, USERS
 from etcdlite.versions import KEEPS_TIMES
 
 RECENT = 512

@@ -34,18 +34,11 @@ import struct
 from collections.abc import Iterator
 from zlib import crc32
 
-from etcdlite.storage.data import (
-    BUCKET_BODY,
-    POSITION,
-    SEALED_VERSION,
-    U64,
-    DataDamaged,
-    DataFile,
-    DataVersionError,
-    KeyMissing,
-)
+from etcdlite.storage import layout
+from etcdlite.storage.data import DataFile
 from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.index import Index
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.versions import CURRENT, OLDEST, Version
 
 MAGIC = b"ETCDLCHK"
@@ -77,7 +70,7 @@ def meta(
     for number in sorted(data.files):
         size = data.offset if number == data.active else data.sizes[number]
         fields += [number, size, data.garbage[number]]
-    return b"".join(map(U64.pack, fields))
+    return b"".join(map(layout.U64.pack, fields))
 
 
 def chunks(
@@ -87,14 +80,14 @@ def chunks(
     yield META, meta
     for bucket, items in sorted(buckets.items()):
         for key, value in items.copy().items():
-            yield BUCKET, BUCKET_BODY.pack(bucket, 1, len(key)) + key + value
+            yield BUCKET, layout.BUCKET_BODY.pack(bucket, 1, len(key)) + key + value
     for chunk in index.pack_heads():
         yield HEADS, chunk
     for chunk in index.pack_past():
         yield PAST, chunk
     for chunk in index.pack_revisions():
         yield REVISIONS, chunk
-    yield END, POSITION.pack(data.active, data.offset)
+    yield END, layout.POSITION.pack(data.active, data.offset)
 
 
 def pack(chunks: Iterator[tuple[int, bytes]], needs: Version = OLDEST) -> Iterator[bytes]:
@@ -148,10 +141,10 @@ def _read_header(file: File, path: str) -> tuple[int, Version]:
     if len(header) < FILE_HEADER.size or header[:8] != MAGIC:
         raise DataDamaged(path, 0, file.fault or "this is not a checkpoint")
     version = FILE_HEADER.unpack(header)[1]
-    if version == SEALED_VERSION:
-        raise KeyMissing(path, file.pread(8, 20))
+    if version == layout.SEALED_VERSION:
+        raise layout.KeyMissing(path, file.pread(8, 20))
     if version > NEWER_VERSION:
-        raise DataVersionError(path, version)
+        raise layout.DataVersionError(path, version)
     if version == FORMAT_VERSION:
         return FILE_HEADER.size, OLDEST
     if version != NEWER_VERSION:
@@ -161,7 +154,7 @@ def _read_header(file: File, path: str) -> tuple[int, Version]:
         raise DataDamaged(path, FILE_HEADER.size, file.fault or "the header is cut off")
     needs = Version(*NEEDS.unpack(numbers))
     if needs > CURRENT:
-        raise DataVersionError(path, version, needs)
+        raise layout.DataVersionError(path, version, needs)
     return FILE_HEADER.size + NEEDS.size, needs
 
 
@@ -179,5 +172,5 @@ def applied_index(disk: Disk, directory: str) -> int:
     """The applied index of the checkpoint in a data folder. Raises DataDamaged, OSError."""
     for kind, body in unpack(disk, f"{directory}/{NAME}"):
         if kind == META:
-            return int(U64.unpack_from(body, 16)[0])
+            return int(layout.U64.unpack_from(body, 16)[0])
     raise DataDamaged(f"{directory}/{NAME}", 0, "the checkpoint has no META chunk")

@@ -14,26 +14,13 @@ from typing import Protocol
 from zlib import crc32
 
 from etcdlite.limits import Limits
-from etcdlite.storage.data import (
-    CLEANED,
-    MARK,
-    MOVED,
-    OFFSET_MASK,
-    PUT,
-    RECORD_HEADER,
-    RECORD_HEADER_BYTES,
-    SEGMENT_HEADER,
-    SUB,
-    TOMBSTONE,
-    U64,
-    DataFile,
-    Numbering,
-    key_and_revision,
-)
+from etcdlite.storage import layout
+from etcdlite.storage.data import DataFile
 from etcdlite.storage.index import HEAD, Index
+from etcdlite.storage.layout import MOVED, OFFSET_MASK, RECORD_HEADER_BYTES, key_and_revision
 from etcdlite.storage.steps import Job
 
-_CHANGES = {PUT, TOMBSTONE, PUT | MOVED, TOMBSTONE | MOVED}
+_CHANGES = {layout.PUT, layout.TOMBSTONE, layout.PUT | MOVED, layout.TOMBSTONE | MOVED}
 
 _MOD_AND_LOCATION = Struct("<Q16xQ")
 _LOCATION_AT = 24  # In a row of `Index.heads`.
@@ -84,12 +71,12 @@ def clean(store: Store, number: int) -> Job:
     data, index, limits = store.data, store.index, store.limits
     find, parts, past = index.heads.find, index.heads.blocks, index.past
     unpack = _MOD_AND_LOCATION.unpack_from
-    found = Numbering()
+    found = layout.Numbering()
     dead: list[bytes] = []
     """Records that `found` has not counted yet."""
     gathered = _Copies()
     """Copies of readable history: whole revisions, gathered over as many steps as they take."""
-    next_location = number << 32 | SEGMENT_HEADER.size
+    next_location = number << 32 | layout.SEGMENT_HEADER.size
     while True:
         kinds, bodies, _ = data.block(
             number, next_location & OFFSET_MASK, limits.event_chunk_bytes, limits.clean_step_records
@@ -103,7 +90,7 @@ def clean(store: Store, number: int) -> Job:
             location = next_location
             next_location += RECORD_HEADER_BYTES + len(body)
             if kind not in _CHANGES:
-                if kind == MARK or body[0] == SUB:
+                if kind == layout.MARK or body[0] == layout.SUB:
                     dead.clear()  # They have no influence on the next number.
                 found.read_other(kind, body)
                 continue
@@ -140,7 +127,7 @@ def clean(store: Store, number: int) -> Job:
         for batch in copies, *full:
             yield from batch.append(store, number)
     yield from gathered.append(store, number)
-    store.set_bucket(CLEANED, U64.pack(number), b"")
+    store.set_bucket(layout.CLEANED, layout.U64.pack(number), b"")
     store.mark(store.applied_index, store.applied_term)
     store.fill_page()
     yield data.take_sync()
@@ -148,7 +135,7 @@ def clean(store: Store, number: int) -> Job:
     yield data.take_sync()  # Only a durable removal gives the space back.
 
 
-def _count(found: Numbering, bodies: list[bytes], revision: int) -> None:
+def _count(found: layout.Numbering, bodies: list[bytes], revision: int) -> None:
     """Count these adjacent records in `found`, and clear the list. The next number depends only on
     the last ones, as far as they are of `revision`."""
     begin = len(bodies)
@@ -172,7 +159,7 @@ class _Copies:
         self.versions: list[tuple[bytes, int, int, int]] = []
         """Other versions: key, mod_revision, offset of the copy, size of the body."""
         self.block = bytearray()
-        self._numbering = Numbering()
+        self._numbering = layout.Numbering()
 
     def add(self, revision: int, sub: int, kind: int, body: bytes) -> int:
         """Copy a record with the number `sub` in its revision. Returns the offset of the copy."""
@@ -181,7 +168,7 @@ class _Copies:
         self.revision = revision
         at = len(block)
         word = len(body) << 4 | kind | MOVED
-        block += RECORD_HEADER.pack(crc32(body, word), word)
+        block += layout.RECORD_HEADER.pack(crc32(body, word), word)
         block += body
         return at
 
@@ -195,7 +182,7 @@ class _Copies:
             # First: without space for the copies, the index must not point to them.
             store.mark(store.applied_index, store.applied_term)
             for block, row, at, _ in self.rows:
-                U64.pack_into(block, row + _LOCATION_AT, begin + at)
+                layout.U64.pack_into(block, row + _LOCATION_AT, begin + at)
             moved_bytes = sum([size + RECORD_HEADER_BYTES for *_, size in self.rows])
             data.garbage[source] += moved_bytes
             data.garbage[number] -= moved_bytes

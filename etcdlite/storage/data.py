@@ -3,7 +3,7 @@
 A write does not sync the data file; the write-ahead log covers it. A checkpoint (`checkpoint.py`)
 makes it durable: it syncs the segments, and then old segments of the log can go. After a crash,
 recovery scans what follows the checkpoint, cuts it at the first record that does not check, and
-writes the rest again from the log.
+writes the rest again from the log. `layout.py` says what the segments look like.
 
 Invariants:
 
@@ -15,34 +15,6 @@ Invariants:
 With keys, the files are sealed page by page (`sealed.py`); here they look the same, with the same
 offsets. Only the end differs: a page is written when it is full, so `fill_page` fills it before a
 sync that counts, with a BUCKET record that removes a key that does not exist, and a mark.
-
-On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:
-
-    segment header, 32 bytes
-        0   8  magic "ETCDLSEG"
-        8   4  format version, 1
-        12  8  segment number
-        20  8  end of the segment before it; 0 in the first
-        28  4  CRC-32 of bytes 0 to 27
-    then records, each
-        0   4  CRC-32 of the body, with the next field as initial value
-        4   4  length of the body << 4 | type; so a body has less than 256 MiB
-        8   n  body
-
-    type 1 PUT        body: mvccpb.KeyValue
-    type 2 TOMBSTONE  body: mvccpb.KeyValue with key and mod_revision only
-    type 3 BUCKET     body: bucket u8, present u8, key length u16, key, value. The latest record of
-                      a bucket and key wins; present = 0 removes the key.
-    type 4 MARK       body: applied raft index u64, its term u64, store revision u64. Records
-                      count only once a mark follows them.
-    type 9, 10        PUT and TOMBSTONE moved here from an older segment by cleaning
-
-The changes of one revision are numbered from 0: these are the sub-revisions of etcd. A PUT or
-TOMBSTONE right after one of the same revision, without a MARK in between, has the next number, any
-other one has 0, unless a BUCKET record of `SUB` before it says otherwise (`Numbering`). Compaction
-leaves gaps, which cleaning and imports state this way.
-
-A location is segment number << 32 | offset of the record.
 """
 
 from __future__ import annotations
@@ -50,70 +22,22 @@ from __future__ import annotations
 import errno
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from zlib import crc32
 
-from etcdlite import log
-from etcdlite.errors import Explained
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.proto import read_varint
+from etcdlite.storage import layout
 from etcdlite.storage.disk import EXHAUSTED, Disk, File
-from etcdlite.versions import CURRENT, OLDEST, Version, parse
-
-PUT = 1
-TOMBSTONE = 2
-BUCKET = 3
-MARK = 4
-MOVED = 8
-"""Added to PUT or TOMBSTONE: a copy made by cleaning."""
-
-FORMAT_VERSION = 1
-SEALED_VERSION = 2
-"""In the header of a sealed file; see `sealed.py`."""
-MAGIC = b"ETCDLSEG"
-SEGMENT_HEADER = struct.Struct("<8sIQQI")
-RECORD_HEADER = struct.Struct("<II")
-RECORD_HEADER_BYTES = RECORD_HEADER.size
-_RECORD_WORD = struct.Struct("<4xI")
-MARK_BODY = struct.Struct("<QQQ")
-BUCKET_BODY = struct.Struct("<BBH")
-_SUB_BODY = struct.Struct("<BBHI")
-
-U64 = struct.Struct("<Q")
-POSITION = struct.Struct("<QQ")
-"""Segment, offset."""
-
-COMPACTED = 1
-"""Bucket of key b"": the compact revision, u64."""
-LEASE = 2
-"""Bucket of leases by id, i64 big-endian; see `lease.py`."""
-MEMBER = 3
-"""Bucket of `Member` messages by member id, u64 big-endian."""
-ALARM = 4
-CLEANED = 5
-"""Bucket of the numbers, u64, of segments that cleaning has emptied and removed."""
-REMOVED = 6
-"""Bucket of ids, u64 big-endian, of members that were removed for ever."""
-AUTH = 7
-AUTH_USER = 8
-AUTH_ROLE = 9
-"""Buckets of the users, roles and settings of `auth.py`."""
-CLUSTER = 10
-"""Bucket of the cluster version; see `replica/cluster_version.py`."""
-CLUSTER_VERSION = b"version"
-DOWNGRADE_TARGET = b"target"
-"""The keys of the bucket `CLUSTER`; their values are versions such as "0.2"."""
-TIMES = 12
-USERS = 13
-"""Buckets of times and users by revision; see `replica/timeline.py`."""
-SUB = 11
-"""Not a bucket, but a mark in the form of one: a BUCKET record that removes the key n, u32, from it
-says that the next record has sub-revision n. It has no effect on programs that do not know it."""
+from etcdlite.storage.layout import (
+    OFFSET_MASK,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    DataDamaged,
+    record,
+)
 
 RECENT_OVERHEAD_BYTES = 160
 """What a recent record takes in memory besides its body: two objects and a place in a dict."""
-
-MAX_BODY_BYTES = (1 << 28) - 1
 
 MAX_DAMAGED = 10_000
 """Damaged records that are counted."""
@@ -130,167 +54,14 @@ MIN_SEGMENT_PAGES = 8
 """To clean a segment, which is half garbage, must free more pages than the ones that cleaning and
 the checkpoint after it fill."""
 
-OFFSET_MASK = (1 << 32) - 1
-
 MAX_SEGMENT_BYTES = 1 << 31
 """Beyond this size a segment cannot go on if the next one cannot be made: an offset has 32 bits."""
 
 _NAME = re.compile(r"[0-9a-f]{16}\.seg")
-_LEAST_FILL = 2 * RECORD_HEADER_BYTES + BUCKET_BODY.size + MARK_BODY.size
+_LEAST_FILL = 2 * RECORD_HEADER_BYTES + layout.BUCKET_BODY.size + layout.MARK_BODY.size
 """Bytes of the records with which `DataFile.fill_page` fills a page, without filling."""
 
-
-class DataDamaged(Explained):
-    """A file under `data/` does not hold what was written to it.
-
-    `path` and `offset` say where; the text says what was found and what to do."""
-
-    def __init__(self, path: str, offset: int, why: str) -> None:
-        super().__init__(
-            f"{path} is damaged at offset {offset}: {why}. Do not delete single files. Restore "
-            "this member from a backup with 'etcdlite-ctl snapshot restore', or, in a cluster, "
-            "remove it and add it again with an empty data directory"
-        )
-        self.path = path
-        self.offset = offset
-        self.why = why
-
-    def report(self) -> None:
-        """Log it, but not for each of many requests."""
-        log.error(str(self), "damaged")
-
-
-class DataRefused(DataDamaged):
-    """A file under `data/` holds what no crash leaves there, so it is not cut off or repaired."""
-
-
-class DataAltered(DataRefused):
-    """A sealed file holds something else than what was written to it, and it is no accident."""
-
-
-class KeyMissing(DataRefused):
-    """A file under `data/` is sealed with the key `key_id`, which is not there. `given`: the ids of
-    the keys that are."""
-
-    def __init__(self, path: str, key_id: bytes, given: Iterable[bytes] = ()) -> None:
-        self.path = path
-        self.offset = 20
-        self.why = f"it is encrypted with key {key_id.hex()}"
-        ids = ", ".join(found.hex() for found in given) or "none"
-        Exception.__init__(
-            self,
-            f"{path}: {self.why}, but the keys given are: {ids}. Nothing was changed. Name the "
-            "file with that key as --encryption-key-file",
-        )
-
-
-class DataVersionError(DataRefused):
-    """A file under `data/` was written by a newer etcdlite, in format `version`; or it needs the
-    etcdlite `needs`."""
-
-    def __init__(self, path: str, version: int, needs: Version | None = None) -> None:
-        self.path = path
-        self.offset = 8
-        self.why = f"format version {version} is newer than this program's"
-        if needs is not None:
-            self.why = f"it needs etcdlite {needs} or later, and this is {CURRENT}"
-        Exception.__init__(
-            self,
-            f"{path}: {self.why}, so a newer etcdlite wrote it. Nothing was changed. Start that "
-            "version again, or restore this member from a backup with 'etcdlite-ctl snapshot "
-            "restore'",
-        )
-
-
-class Numbering:
-    """The sub-revisions of records that are read, or written, one after the other."""
-
-    __slots__ = ("_next", "_revision")
-
-    def __init__(self) -> None:
-        self._revision = 0
-        """Of the last record, to which `_next` applies. 0: none. -1: `_next` is stated, for the
-        next record of any revision."""
-        self._next = 0
-
-    def reset(self) -> None:
-        """A segment or a block of records begins, or a MARK was met."""
-        self._revision = 0
-
-    def take(self, revision: int) -> int:
-        """The number of the next record, a PUT or TOMBSTONE of `revision`."""
-        number = self._next if self._revision in (revision, -1) else 0
-        self._revision = revision
-        self._next = number + 1
-        return number
-
-    def read_other(self, kind: int, body: bytes) -> None:
-        """A record of another type was met."""
-        if kind == MARK:
-            self._revision = 0
-        elif kind == BUCKET and body[0] == SUB and len(body) == _SUB_BODY.size:
-            self._revision = -1
-            self._next = _SUB_BODY.unpack(body)[3]
-
-    def set(self, revision: int, number: int) -> bytes:
-        """What to write before the record with this number: a BUCKET record, or nothing."""
-        expected = self.take(revision)
-        self._next = number + 1
-        return b"" if number == expected else record(BUCKET, _SUB_BODY.pack(SUB, 0, 4, number))
-
-
-def record(kind: int, body: bytes) -> bytes:
-    """The bytes of a record of type `kind`."""
-    word = len(body) << 4 | kind
-    return RECORD_HEADER.pack(crc32(body, word), word) + body
-
-
-def u64s(body: bytes) -> tuple[int, ...]:
-    return tuple(number for (number,) in U64.iter_unpack(body))
-
-
-def key_and_revision(body: bytes) -> tuple[bytes, int]:
-    """Key and mod_revision of an encoded KeyValue. Only for one that `Store` encoded: key first,
-    fields in order."""
-    # Flat: this is half of the cost of reading an event from history.
-    size, at = body[1], 2
-    if size > 127:
-        size, at = read_varint(body, 1, len(body))
-    key = body[at : at + size]
-    at += size
-    if body[at] == 0x10:
-        at += 1
-        while body[at] > 127:
-            at += 1
-        at += 1
-    byte = body[at + 1]
-    at += 2
-    revision = byte & 127
-    shift = 0
-    while byte > 127:
-        byte = body[at]
-        at += 1
-        shift += 7
-        revision |= (byte & 127) << shift
-    return key, revision
-
-
-def cluster_version(buckets: Mapping[int, Mapping[bytes, bytes]]) -> Version:
-    """The cluster version in these buckets: the oldest etcdlite that may open the data. Raises
-    ValueError if it makes no sense."""
-    stored = buckets.get(CLUSTER, {}).get(CLUSTER_VERSION)
-    return OLDEST if stored is None else parse(stored.decode())
-
-
-def downgrade_target(buckets: Mapping[int, Mapping[bytes, bytes]]) -> Version | None:
-    """The version that the cluster goes down to; None if no downgrade is enabled. Raises
-    ValueError if it makes no sense."""
-    stored = buckets.get(CLUSTER, {}).get(DOWNGRADE_TARGET)
-    return None if stored is None else parse(stored.decode())
-
-
-def segment_name(number: int) -> str:
-    return f"{number:016x}.seg"
+_RECORD_WORD = struct.Struct("<4xI")
 
 
 class DataFile:
@@ -329,7 +100,7 @@ class DataFile:
 
     def path(self, number: int) -> str:
         """The file of segment `number`."""
-        return f"{self.directory}/{segment_name(number)}"
+        return f"{self.directory}/{layout.segment_name(number)}"
 
     # Writing.
 
@@ -349,12 +120,12 @@ class DataFile:
 
     def append_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None:
         """Add a bucket record; `None` removes the key."""
-        body = BUCKET_BODY.pack(bucket, value is not None, len(key)) + key + (value or b"")
-        self._append_unkept(BUCKET, body)
+        body = layout.BUCKET_BODY.pack(bucket, value is not None, len(key)) + key + (value or b"")
+        self._append_unkept(layout.BUCKET, body)
 
     def append_mark(self, index: int, term: int, revision: int) -> None:
         """State that everything appended so far is the state after raft entry `index`."""
-        self._append_unkept(MARK, MARK_BODY.pack(index, term, revision))
+        self._append_unkept(layout.MARK, layout.MARK_BODY.pack(index, term, revision))
 
     def _append_unkept(self, kind: int, body: bytes) -> None:
         """Append a record that only recovery reads. It counts as garbage from the start, because
@@ -380,8 +151,8 @@ class DataFile:
         if gap:
             if gap < _LEAST_FILL:
                 gap += self.disk.page_bytes
-            body = BUCKET_BODY.pack(CLEANED, False, 0) + bytes(gap - _LEAST_FILL)
-            self._append_unkept(BUCKET, body)
+            body = layout.BUCKET_BODY.pack(layout.CLEANED, False, 0) + bytes(gap - _LEAST_FILL)
+            self._append_unkept(layout.BUCKET, body)
             self.append_mark(index, term, revision)
             self.flush()
 
@@ -414,7 +185,9 @@ class DataFile:
         Raises OSError."""
         assert not self.out
         number, file = self.active + 1, None
-        header = SEGMENT_HEADER.pack(MAGIC, FORMAT_VERSION, number, self.offset, 0)[:-4]
+        header = layout.SEGMENT_HEADER.pack(
+            layout.MAGIC, layout.FORMAT_VERSION, number, self.offset, 0
+        )[:-4]
         header += struct.pack("<I", crc32(header))
         try:
             file = self.disk.create(self.path(number), header)
@@ -624,7 +397,7 @@ class DataFile:
             if failure.errno != errno.EIO:
                 raise
             why = f"the disk cannot read it ({failure.strerror})"
-            raise self._damage(number << 32 | offset, why, DataRefused) from failure
+            raise self._damage(number << 32 | offset, why, layout.DataRefused) from failure
 
     def _damage(
         self, location: int, why: str, kind: type[DataDamaged] = DataDamaged
@@ -677,17 +450,17 @@ class DataFile:
         """Check the header of a segment; returns the end of the segment before it, as the header
         says. Raises DataDamaged, DataVersionError."""
         file = self.files[number]
-        header = file.pread(SEGMENT_HEADER.size, 0)
-        if len(header) < SEGMENT_HEADER.size:
+        header = file.pread(layout.SEGMENT_HEADER.size, 0)
+        if len(header) < layout.SEGMENT_HEADER.size:
             why = file.fault or "the file is shorter than its header"
             raise DataDamaged(file.path, 0, why)
-        magic, version, found, previous_end, crc = SEGMENT_HEADER.unpack(header)
-        if magic != MAGIC or crc32(header[:-4]) != crc or found != number:
+        magic, version, found, previous_end, crc = layout.SEGMENT_HEADER.unpack(header)
+        if magic != layout.MAGIC or crc32(header[:-4]) != crc or found != number:
             raise DataDamaged(file.path, 0, "the segment header does not check")
-        if version == SEALED_VERSION:
-            raise KeyMissing(file.path, header[20:28])
-        if version > FORMAT_VERSION:
-            raise DataVersionError(file.path, version)
+        if version == layout.SEALED_VERSION:
+            raise layout.KeyMissing(file.path, header[20:28])
+        if version > layout.FORMAT_VERSION:
+            raise layout.DataVersionError(file.path, version)
         return int(previous_end)
 
     def cut(self, number: int, offset: int) -> None:
@@ -730,7 +503,7 @@ def verify(disk: Disk, directory: str) -> None:
         data.open_segments()
         for number in sorted(data.files):
             data.check_header(number)
-            for _ in data.records(number, SEGMENT_HEADER.size):
+            for _ in data.records(number, layout.SEGMENT_HEADER.size):
                 pass
     finally:
         data.close()

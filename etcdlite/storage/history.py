@@ -34,24 +34,18 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.storage.data import (
-    BUCKET,
+from etcdlite.storage import layout
+from etcdlite.storage.data import DataFile
+from etcdlite.storage.disk import Disk, File
+from etcdlite.storage.index import Index
+from etcdlite.storage.layout import (
     MARK,
-    MARK_BODY,
     MOVED,
     PUT,
     RECORD_HEADER_BYTES,
-    SEGMENT_HEADER,
-    SUB,
     TOMBSTONE,
-    DataDamaged,
-    DataFile,
-    Numbering,
     key_and_revision,
-    segment_name,
 )
-from etcdlite.storage.disk import Disk, File
-from etcdlite.storage.index import Index
 
 _PLACE = struct.Struct(">QIQI")
 """Of a moved record: revision, sub-revision, location, size. Big-endian, so that bytes sort."""
@@ -114,7 +108,7 @@ class History:
         self._data = data = DataFile(store.disk, store.directory, 0, store.limits)
         try:
             for number in sorted(live.files):
-                path = f"{store.directory}/{segment_name(number)}"
+                path = f"{store.directory}/{layout.segment_name(number)}"
                 data.files[number] = store.disk.open_read(path)
                 is_active = number == live.active
                 data.sizes[number] = live.flushed if is_active else live.sizes[number]
@@ -174,13 +168,13 @@ class History:
     def _scan(self, index: Index) -> Generator[None, None, None]:
         # Flat: a large store has millions of records.
         limits, compacted, flags, data = self._limits, self.compacted, self._flags, self._data
-        numbering = Numbering()
+        numbering = layout.Numbering()
         places: list[bytes] = []
         is_above = False
         count = size = last = 0
         for number in sorted(data.files):
             numbering.reset()
-            offset = SEGMENT_HEADER.size
+            offset = layout.SEGMENT_HEADER.size
             while True:
                 if is_above:
                     # The counts need only the headers. The second reading checks the records.
@@ -189,7 +183,7 @@ class History:
                     if words and _CHANGES_AND_MARKS.issuperset(kinds):
                         marks = kinds.count(MARK)
                         count += len(kinds) - marks
-                        size += (sum(words) - sum(kinds) >> 4) - marks * MARK_BODY.size
+                        size += (sum(words) - sum(kinds) >> 4) - marks * layout.MARK_BODY.size
                         numbering.reset()
                         offset = end
                         yield
@@ -241,12 +235,12 @@ class History:
     def _unmoved(self) -> Iterator[Changes]:
         # Flat, as `_scan`.
         compacted, newest, flags, data = self.compacted, self.revision, self._flags, self._data
-        numbering = Numbering()
+        numbering = layout.Numbering()
         at = last = 0
         for number in sorted(data.files):
             numbering.reset()
             has_changes = False
-            end = SEGMENT_HEADER.size
+            end = layout.SEGMENT_HEADER.size
             while True:
                 offset = end
                 kinds, bodies, end = data.block(number, offset, self._limits.history_chunk_bytes)
@@ -273,7 +267,7 @@ class History:
                             above = key_and_revision(bodies[which])[1] - last
                         if above < 0:
                             why = f"revisions from here to offset {end} are not in order"
-                            raise DataDamaged(data.path(number), offset, why)
+                            raise layout.DataDamaged(data.path(number), offset, why)
                         last += above
                         if last > newest:
                             break  # It was not complete when the reading began.
@@ -285,7 +279,7 @@ class History:
                             chosen.append(which)
                     elif not kind & MOVED:
                         numbering.read_other(kind, bodies[which])
-                has_changes = has_changes and kinds[-1] != BUCKET  # It may be a `SUB`.
+                has_changes = has_changes and kinds[-1] != layout.BUCKET  # It may be a `SUB`.
                 needed = [kinds[n] for n in chosen], [bodies[n] for n in chosen]
                 yield Changes(revisions, subs, *needed)
                 if last > newest:
@@ -324,7 +318,9 @@ def _one_per_revision(
 ) -> Changes | None:
     """The changes of a block if there is exactly one of each revision from `last` + 1 on, and none
     above `newest`. `last`: the revision before the block, in the same segment and not compacted."""
-    if BUCKET in kinds and SUB in (b[0] for b, k in zip(bodies, kinds, strict=True) if k == BUCKET):
+    if layout.BUCKET in kinds and layout.SUB in (
+        b[0] for b, k in zip(bodies, kinds, strict=True) if k == layout.BUCKET
+    ):
         return None  # An imported history may state numbers here.
     if kinds.count(PUT) < len(kinds):
         pairs = [pair for pair in zip(kinds, bodies, strict=True) if pair[0] in _CHANGES]

@@ -15,29 +15,19 @@ from collections.abc import Sequence
 
 from etcdlite import proto
 from etcdlite.limits import DEFAULT_LIMITS, Limits
-from etcdlite.storage import checkpoint
-from etcdlite.storage.data import (
-    BUCKET,
-    BUCKET_BODY,
-    CLEANED,
-    MARK,
-    MARK_BODY,
-    MOVED,
-    OFFSET_MASK,
-    POSITION,
-    PUT,
-    RECORD_HEADER_BYTES,
-    SCAN_CHUNK_BYTES,
-    SEGMENT_HEADER,
-    U64,
-    DataDamaged,
-    DataFile,
-    DataRefused,
-    key_and_revision,
-    u64s,
-)
+from etcdlite.storage import checkpoint, layout
+from etcdlite.storage.data import SCAN_CHUNK_BYTES, DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import HEAD, Index
+from etcdlite.storage.layout import (
+    BUCKET,
+    MARK,
+    MOVED,
+    PUT,
+    RECORD_HEADER_BYTES,
+    DataDamaged,
+    key_and_revision,
+)
 from etcdlite.storage.past import DEAD
 from etcdlite.versions import OLDEST
 
@@ -116,7 +106,7 @@ class Contents:
             elif kind == checkpoint.REVISIONS:
                 index.load_revisions(body)
             elif kind == checkpoint.META:
-                fields = u64s(body)
+                fields = layout.u64s(body)
                 self.checkpoint_begin = (fields[0], fields[1])
                 self.applied_index, self.applied_term, self.revision = fields[2:5]
                 for at in range(6, len(fields), 3):
@@ -124,7 +114,7 @@ class Contents:
                     listed[number] = size
                     self.data.garbage[number] = garbage
             elif kind == checkpoint.END:
-                end = POSITION.unpack(body)
+                end = layout.POSITION.unpack(body)
         return self.checkpoint_begin, end, listed
 
     def _scan(self, begin: tuple[int, int], end: tuple[int, int]) -> None:
@@ -152,16 +142,16 @@ class Contents:
                         count = len(waiting[0]) - len(kinds) + rest
                         location = self._replay(location, waiting[0][:count], waiting[1][:count])
                         waiting = kinds[rest:], bodies[rest:]
-                        valid = (number, location & OFFSET_MASK)
+                        valid = (number, location & layout.OFFSET_MASK)
                 if waiting[0]:
                     break
-                number, offset = number + 1, SEGMENT_HEADER.size
+                number, offset = number + 1, layout.SEGMENT_HEADER.size
                 if number in data.files:
                     if data.check_header(number) != valid[1]:
                         path = data.path(valid[0])
                         raise DataDamaged(path, valid[1], "the end of the segment is missing")
                     valid = (number, offset)
-        except DataRefused:
+        except layout.DataRefused:
             raise  # No crash left this, so it must not be cut off.
         except DataDamaged as damage:
             if valid < end:
@@ -175,9 +165,9 @@ class Contents:
     def _check_segments(self, listed: dict[int, int], active: int) -> None:
         """Every segment of the checkpoint must be there, whole, or have been cleaned since."""
         data = self.data
-        cleaned = self.buckets.get(CLEANED, {})
+        cleaned = self.buckets.get(layout.CLEANED, {})
         for number, size in listed.items():
-            if U64.pack(number) in cleaned:
+            if layout.U64.pack(number) in cleaned:
                 continue
             if number not in data.files:
                 raise DataDamaged(data.path(number), 0, "the segment is missing")
@@ -190,7 +180,7 @@ class Contents:
         gone = [
             number
             for number in data.files
-            if U64.pack(number) in cleaned or (number not in listed and number < active)
+            if layout.U64.pack(number) in cleaned or (number not in listed and number < active)
         ]
         if gone:
             # What was moved out of them may not be durable yet.
@@ -215,7 +205,7 @@ class Contents:
             next_location += RECORD_HEADER_BYTES + size
             if kind == MARK:
                 garbage += RECORD_HEADER_BYTES + size
-                self.applied_index, self.applied_term, revision = MARK_BODY.unpack(body)
+                self.applied_index, self.applied_term, revision = layout.MARK_BODY.unpack(body)
                 self.revision = max(self.revision, revision)
                 self._moved_revision = 0
             elif kind == BUCKET:
@@ -251,9 +241,9 @@ class Contents:
         new.clear()
 
     def _load_bucket(self, body: bytes, is_present: bool) -> None:
-        bucket, _, size = BUCKET_BODY.unpack_from(body)
-        at = BUCKET_BODY.size + size
-        key = body[BUCKET_BODY.size : at]
+        bucket, _, size = layout.BUCKET_BODY.unpack_from(body)
+        at = layout.BUCKET_BODY.size + size
+        key = body[layout.BUCKET_BODY.size : at]
         items = self.buckets.setdefault(bucket, {})
         if is_present:
             items[key] = body[at:]

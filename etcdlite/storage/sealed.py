@@ -47,16 +47,9 @@ from struct import Struct
 from zlib import crc32
 
 from etcdlite.sealing import OVERHEAD_BYTES, Key, Keyring, SealBroken
-from etcdlite.storage import checkpoint
-from etcdlite.storage.data import (
-    FORMAT_VERSION,
-    MAGIC,
-    SEALED_VERSION,
-    DataAltered,
-    DataDamaged,
-    KeyMissing,
-)
+from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.disk import COPY_BYTES, Disk, File, Staged
+from etcdlite.storage.layout import DataAltered, DataDamaged
 
 BLOCK_BYTES = 4096
 CRC_BYTES = 4
@@ -68,8 +61,8 @@ _SHORT_HEADER = Struct("<8sIQ8sI")
 _U64 = Struct("<Q")
 _U32 = Struct("<I")
 _DOMAIN = b"etcdlite page"
-_MAGICS = (MAGIC, checkpoint.MAGIC)
-_PLAIN_VERSIONS = (_U32.pack(FORMAT_VERSION), _U32.pack(checkpoint.NEWER_VERSION))
+_MAGICS = (layout.MAGIC, checkpoint.MAGIC)
+_PLAIN_VERSIONS = (_U32.pack(layout.FORMAT_VERSION), _U32.pack(checkpoint.NEWER_VERSION))
 
 
 def key_id(head: bytes) -> bytes | None:
@@ -78,7 +71,7 @@ def key_id(head: bytes) -> bytes | None:
     if len(head) < _SHORT_HEADER.size:
         return None
     magic, version, _, found, crc = _SHORT_HEADER.unpack_from(head)
-    if magic not in _MAGICS or version != SEALED_VERSION or crc32(head[:28]) != crc:
+    if magic not in _MAGICS or version != layout.SEALED_VERSION or crc32(head[:28]) != crc:
         return None
     return bytes(found)
 
@@ -96,7 +89,7 @@ def is_sealed_name(path: str) -> bool:
 def _magic_and_number(path: str) -> tuple[bytes, int]:
     """What the header of the file at `path` says about it."""
     if path.endswith(".seg"):
-        return MAGIC, int(os.path.basename(path)[:16], 16)
+        return layout.MAGIC, int(os.path.basename(path)[:16], 16)
     return checkpoint.MAGIC, 0
 
 
@@ -142,7 +135,7 @@ class _Pages:
 def _new_pages(path: str, key: Key, owner: bytes) -> _Pages:
     """For a new file at `path`."""
     magic, number = _magic_and_number(path)
-    head = _SHORT_HEADER.pack(magic, SEALED_VERSION, number, key.id, 0)[:-4]
+    head = _SHORT_HEADER.pack(magic, layout.SEALED_VERSION, number, key.id, 0)[:-4]
     head += _U32.pack(crc32(head)) + key.random_bytes(FILE_ID_BYTES)
     head += _U32.pack(crc32(head))
     return _Pages(head.ljust(BLOCK_BYTES, b"\0"), key, owner)
@@ -160,7 +153,7 @@ def _read_pages(path: str, head: bytes, keys: Keyring, owner: bytes) -> _Pages |
         return None
     key = keys.find(found)
     if key is None:
-        raise KeyMissing(path, found, keys.ids)
+        raise layout.KeyMissing(path, found, keys.ids)
     magic, _, number, _, _ = _SHORT_HEADER.unpack_from(head)
     if (magic, number) != _magic_and_number(path):
         raise DataAltered(path, 0, "it is another file under this name")

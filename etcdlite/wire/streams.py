@@ -22,7 +22,7 @@ from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Asked
 from etcdlite.snap import Image
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.wire import api, locks
 from etcdlite.wire.calls import Call
 

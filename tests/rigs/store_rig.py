@@ -26,14 +26,14 @@ from etcdlite.replica.state import APPLIERS
 from etcdlite.replica.timeline import Timeline
 from etcdlite.sealing import Keyring
 from etcdlite.storage.cleaning import clean
-from etcdlite.storage.data import (
+from etcdlite.storage.disk import Disk
+from etcdlite.storage.history import Changes, History
+from etcdlite.storage.layout import (
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER,
     TOMBSTONE,
     key_and_revision,
 )
-from etcdlite.storage.disk import Disk
-from etcdlite.storage.history import Changes, History
 from etcdlite.storage.past import DEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
 from rigs.faulty_disk import FaultyDisk

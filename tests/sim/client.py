@@ -17,7 +17,7 @@ from typing import Any
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.storage.data import DataDamaged
+from etcdlite.storage.layout import DataDamaged
 from etcdlite.wire.native import NativeSession
 from sim.backup import check_backup
 from sim.changes import change

@@ -47,8 +47,8 @@ from etcdlite.replica import access, maintenance, rollback, state, version_keepe
 from etcdlite.replica import entry as entry_format
 from etcdlite.replica import reads as reading
 from etcdlite.rights import EVERYTHING
-from etcdlite.storage import data, index
-from etcdlite.storage.data import AUTH_ROLE
+from etcdlite.storage import data, index, layout
+from etcdlite.storage.layout import AUTH_ROLE
 from etcdlite.wire import api
 from sim.simulation import STOPPED, Failure, Simulation
 
@@ -644,7 +644,7 @@ def _records_are_read_unchecked(patch: Patch) -> None:
         if body is not None:
             return bytes(body)
         file = self.files[location >> 32]
-        offset = (location & data.OFFSET_MASK) + data.RECORD_HEADER_BYTES
+        offset = (location & layout.OFFSET_MASK) + layout.RECORD_HEADER_BYTES
         return bytes(file.pread(size_bytes, offset))
 
     patch.set(data.DataFile, "read", trusting)

@@ -19,7 +19,7 @@ from typing import Any
 from etcdlite import frames, proto
 from etcdlite.errors import EtcdError
 from etcdlite.limits import Limits
-from etcdlite.storage.data import CLEANED
+from etcdlite.storage.layout import CLEANED
 from etcdlite.storage.sealed import SealedDisk
 from etcdlite.storage.steps import finish
 from sim.backup import check_state

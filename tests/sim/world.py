@@ -52,7 +52,7 @@ from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.sealing import Key, Keyring
 from etcdlite.secret import PEER, InitiatorChannel, ResponderChannel
 from etcdlite.secret_file import Secrets
-from etcdlite.storage.data import SEGMENT_HEADER, DataDamaged, segment_name
+from etcdlite.storage.layout import SEGMENT_HEADER, DataDamaged, segment_name
 from etcdlite.storage.sealed import BLOCK_BYTES, SealedDisk
 from etcdlite.tokens import SimpleTokens
 from etcdlite.versions import CURRENT, Version
