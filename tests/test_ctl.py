@@ -1445,6 +1445,11 @@ def test_bash_completes_commands_subcommands_and_flags(tmp_path: Path) -> None:
     assert complete("--write-out", "=") == complete("-w", "") != []
     assert complete("--hex", "=") == []
     assert complete("--cacert", "c") == [], "a file, by the shell's own completion"
+    assert complete("get", "--order", "") == ["ASCEND", "DESCEND"]
+    assert complete("get", "--sort-by", "=", "V") == ["VALUE", "VERSION"]
+    assert complete("get", "--consistency", "") == ["l", "s"]
+    assert complete("check", "perf", "--load", "x") == ["xl"]
+    assert complete("snapshot", "save", "--format", "") == ["etcdlite", "etcd"]
     assert b"bashcompinit" in run_ctl("completion", "zsh").stdout
 
 

@@ -110,12 +110,19 @@ def test_fish_completes_commands_and_options(generated):
 
     def completed(line: str) -> list[str]:
         script = f"source {generated / 'etcdlite-ctl.fish'}; complete -C '{line}'"
-        return [text.split("\t")[0] for text in run("fish", "-c", script).stdout.splitlines()]
+        shown = run("fish", "-c", script, cwd=generated).stdout.splitlines()
+        return [text.split("\t")[0] for text in shown]
 
     assert completed("etcdlite-ctl member ") == ["add", "list", "promote", "remove", "update"]
     assert completed("etcdlite-ctl snapshot save --enc") == ["--encrypt-to"]
     assert "endpoint" in completed("etcdlite-ctl end")
     assert completed("etcdlite-ctl get -w ") == ["fields", "json", "protobuf", "simple", "table"]
+    assert completed("etcdlite-ctl get --order ") == ["ASCEND", "DESCEND"]
+    assert completed("etcdlite-ctl snapshot save --format ") == ["etcd", "etcdlite"]
+    for words in ("snapshot restore", "snapshot status", "hashkv", "key add", "get --cacert"):
+        assert completed(f"etcdlite-ctl {words} etcdlite.toml.") == ["etcdlite.toml.5"], words
+    for words in ("get", "member list"):
+        assert completed(f"etcdlite-ctl {words} etcdlite.toml.") == [], words
 
 
 # --------------------------------------------------------------------------------- the launcher

@@ -101,7 +101,8 @@ _COMPLETION = """# etcdlite-ctl completion for {shell}
 {cases}    esac
     if [[ $is_value ]]; then
         choices=""
-        [[ "$flag" == -w || "$flag" == --write-out ]] && choices="{formats}"
+        case "${{flag/#-w/--write-out}}" in
+{values}        esac
     elif [[ "$word" == -* ]]; then
         choices+=" {global_flags}"
     elif [[ "$choices" != *" words"* ]]; then
@@ -114,6 +115,16 @@ _COMPLETION = """# etcdlite-ctl completion for {shell}
 }}
 complete -F _etcdlite_ctl etcdlite-ctl
 """
+
+_VALUES = {
+    "write-out": " ".join(FORMATS),
+    "order": "ASCEND DESCEND",
+    "sort-by": "CREATE KEY MODIFY VALUE VERSION",
+    "consistency": "l s",
+    "load": "s m l xl",
+    "format": "etcdlite etcd",
+}
+"""What a flag may be set to, of those that take one of a few words."""
 
 SHELLS = ("bash", "fish", "zsh")
 """Those for which there is a completion script."""
@@ -148,7 +159,9 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
         prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
         cases="".join(seconds + cases),
         valued=" ".join(dict.fromkeys(spelled)),
-        formats=" ".join(FORMATS),
+        values="".join(
+            f'            --{name}) choices="{words}" ;;\n' for name, words in _VALUES.items()
+        ),
         global_flags=_words((*GLOBAL_FLAGS, HELP_FLAG)),
     )
 
@@ -166,8 +179,8 @@ def _fish(condition: str, *switches: str, **options: str) -> str:
 
 
 def _fish_flag(condition: str, flag: Flag) -> str:
-    switches = () if flag.kind == "bool" else ("-x",) if flag.name == "write-out" else ("-r",)
-    values = " ".join(FORMATS) if flag.name == "write-out" else ""
+    values = _VALUES.get(flag.name, "")
+    switches = () if flag.kind == "bool" else ("-x",) if values else ("-r",)
     return _fish(condition, *switches, l=flag.name, d=flag.help, s=flag.short, a=values)
 
 
@@ -183,6 +196,7 @@ def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
             seen += f"; and __fish_seen_subcommand_from {second}"
         else:
             out.append(_fish("__fish_use_subcommand", a=first, d=command.help))
+        out += [_fish(seen, "-F")] if "file" in command.usage else []
         out += [_fish_flag(seen, flag) for flag in command.flags]
     out += [_fish("__fish_use_subcommand", a=first, d=text) for first, text in groups.items()]
     out += [_fish_flag("true", flag) for flag in (*GLOBAL_FLAGS, HELP_FLAG)]
