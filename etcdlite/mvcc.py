@@ -30,7 +30,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import VARINTS, varint, varint64
 from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.data import RECENT_OVERHEAD_BYTES
-from etcdlite.storage.disk import EXHAUSTED, Disk
+from etcdlite.storage.disk import PASSING, Disk
 from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.layout import PUT, RECORD_HEADER, RECORD_HEADER_BYTES, U64, DataDamaged
@@ -605,7 +605,7 @@ class Store:
             staged.finish()
             self.fill_page()
         except OSError as failure:
-            if failure.errno not in EXHAUSTED:
+            if failure.errno not in PASSING:
                 raise
             if staged is not None:
                 staged.discard()

@@ -31,14 +31,17 @@ def remedy(failure: OSError, path: str) -> str:
     if failure.errno not in NOT_ALLOWED:
         return "Correct that, or give another --data-dir"
     path, user = os.path.abspath(path), user_name(os.geteuid())
-    found = path
+    found, is_closed = path, False
     while True:
         try:
             owner = user_name(os.stat(found).st_uid)
             break
-        except OSError:  # It does not exist, or is in a directory that is closed to this user.
+        except OSError as why:  # It does not exist, or is in a directory closed to this user.
+            is_closed = isinstance(why, PermissionError)
             found = os.path.dirname(found)
-    if found != path:
+    if is_closed:
+        todo = f"chown -R {user}: {found} if it is etcdlite's, or else chmod o+x {found}"
+    elif found != path:
         todo = f"mkdir {path}; chown {user}: {path}"
     elif owner != user:
         todo = f"chown -R {user}: {path}"

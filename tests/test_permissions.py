@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rigs.processes import ServerFactory
@@ -39,6 +40,26 @@ def test_the_owner_and_the_command_are_named(
     told = permissions.remedy(failure, f"{tmp_path}/a")
     assert told.endswith(f"As root: mkdir {tmp_path}/a; chown {user}: {tmp_path}/a")
     assert permissions.user_name(123456) == "123456"
+
+
+def test_a_directory_that_is_closed_is_named_and_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_nobody(monkeypatch)
+    real = os.stat
+
+    def stat(path: Any, **named: Any) -> os.stat_result:
+        if str(path).startswith(f"{tmp_path}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, **named)
+
+    failure = PermissionError(errno.EACCES, "Permission denied")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        told = permissions.remedy(failure, f"{tmp_path}/member/wal")
+    user = permissions.user_name(NOBODY)
+    assert told.startswith(f"{tmp_path} belongs to ")
+    assert f"As root: chown -R {user}: {tmp_path} if " in told and "mkdir" not in told
 
 
 def test_a_mode_says_who_may_read(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.keys import keyring
-from rigs.member_rig import DATA_DIR, MemberRig
+from rigs.member_rig import DATA_DIR, MemberRig, Story
 from rigs.processes import SMALL_FILES, ServerProcess, wait_until
 from rigs.store_rig import SMALL_LIMITS
 
@@ -252,9 +252,9 @@ def busy_life(rig: MemberRig) -> None:
 
 
 @pytest.mark.parametrize("keys", [None, keyring(1)])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE, errno.EACCES])
 @pytest.mark.parametrize("attempts", [1, 9])
-def test_a_member_goes_on_when_the_data_finds_no_space_or_no_descriptor(
+def test_a_member_goes_on_when_the_data_finds_no_space_or_no_descriptor_or_is_closed(
     error: int, attempts: int, keys: Keyring | None
 ) -> None:
     for first in count(0, 19):
@@ -284,6 +284,53 @@ def test_a_member_goes_on_when_the_data_finds_no_space_or_no_descriptor(
         if seen <= first:
             break
     assert first > 50
+
+
+def test_a_member_goes_on_while_its_directory_belongs_to_another_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The files that are open stay usable. No segment is cleaned: it could not be removed."""
+    disk, story = FaultyDisk(), Story()
+    rig = MemberRig(disk, story, limits=SMALL_LIMITS, checkpoint_bytes=1)
+    busy_life(rig)
+    before, cleaned = rig.member.maintenance.cleaned_segments, {}
+    real, is_closed = disk.space, True
+
+    def space(path: str) -> tuple[int, int]:
+        if is_closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path)
+
+    monkeypatch.setattr(disk, "space", space)
+    for is_closed in (True, False):
+        rig.tick(2.0)
+        for _ in range(30):
+            rig.ask(proto.PutRequest(key=b"k", value=bytes(90)))
+        rig.ask(proto.CompactionRequest(revision=story.model.revision))
+        for _ in range(9):
+            rig.tick(20.0)
+        cleaned[is_closed] = rig.member.maintenance.cleaned_segments
+    assert cleaned[True] == before < cleaned[False]
+    MemberRig(disk.fork(), story, SMALL_LIMITS)
+
+
+def test_a_thread_waits_for_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
+    real, tries = os.open, count(1)
+
+    def refuse(path: str, *rest: int) -> int:
+        if next(tries) < 4:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(disk_layer.os, "open", refuse)
+    path = str(tmp_path / "file")
+    with pytest.raises(PermissionError):
+        Disk().open_new(path)  # The main thread must not wait.
+    thread = threading.Thread(target=Disk().open_new, args=(path,))
+    thread.start()
+    thread.join()
+    assert os.path.exists(path) and next(tries) == 5
 
 
 def test_reads_go_on_while_what_is_applied_cannot_be_written() -> None:

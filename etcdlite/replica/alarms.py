@@ -20,6 +20,7 @@ from etcdlite.errors import error
 from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
+from etcdlite.permissions import remedy
 from etcdlite.storage.layout import ALARM
 
 NOSPACE = 1
@@ -58,6 +59,8 @@ class Alarms:
         self._segment_bytes = options.segment_bytes
         self._wal_dir = options.wal_dir
         self._wal_segment_bytes = options.wal_segment_bytes
+        self.has_access = True
+        """Whether the directories could be looked at. If not, no file in them can be opened."""
         self.proposed_bytes = 0
         """Writes of this member that are proposed and not applied yet."""
         self.space_left = 0
@@ -186,14 +189,22 @@ class Alarms:
         self._measure_left()
 
     def _measure_disk(self) -> None:
+        """Without access to the directories, what was measured before stays."""
         self._unmeasured_bytes = 0
         # The parent folder: a snapshot may be about to replace the store's own.
         parent = os.path.dirname(self._store.directory) or "."
         wal_dir, wal_bytes = self._wal_dir or f"{parent}/wal", self._wal_segment_bytes
-        self.disk_left_bytes, self._fullest = min(
-            (self._left_at(parent, self._segment_bytes) - self._store.checkpoint_space, parent),
-            (self._left_at(wal_dir, wal_bytes if self._wal_dir else 0), wal_dir),
-        )
+        try:
+            self.disk_left_bytes, self._fullest = min(
+                (self._left_at(parent, self._segment_bytes) - self._store.checkpoint_space, parent),
+                (self._left_at(wal_dir, wal_bytes if self._wal_dir else 0), wal_dir),
+            )
+            self.has_access = True
+        except PermissionError as failure:
+            self.has_access = False
+            what = "the data is closed to this process, which ends when it must open a file"
+            to_do = remedy(failure, str(failure.filename))
+            log.error(what, "access", 0.1, error=str(failure), next=to_do)
 
     def _left_at(self, path: str, segment_bytes: int) -> int:
         """Free space beyond the reserve, for segments that take this much at once."""

@@ -146,6 +146,8 @@ class Maintenance:
         if self.wants_checkpoint or is_other or is_due:
             self.wants_checkpoint = False
             return self._checkpoint()
+        if not self._state.alarms.has_access:
+            return None  # The segment could not be removed.
         segment = cleaning.segment_to_clean(store, store.limits.clean_share)
         return self._clean(segment) if segment is not None else None
 

@@ -5,8 +5,8 @@ way, so that tests can put a faulty or simulated disk in its place.
 
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
 may have dropped the dirty pages and cleared the error), so the caller must not retry: it ends the
-process. A call that found no space or no free descriptor may be repeated. In a thread, methods wait
-for a descriptor by themselves, and `create` for space, too; other callers wait with `pause`.
+process. A call that found no space, no free descriptor or no access may be repeated. In a thread,
+methods wait for the last two by themselves, and `create` for space, too; other callers `pause`.
 
 The one thread here does work that no caller can wait for: see `_Eraser`.
 """
@@ -29,16 +29,17 @@ from etcdlite import log
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The file system is full, the user's quota is, or the limit for the size of a file is reached."""
 
-NO_FILES = (errno.EMFILE, errno.ENFILE)
+REFUSED = (errno.EMFILE, errno.ENFILE, errno.EACCES)
+"""No file descriptor is free, or a directory has another owner or mode than before."""
 
-EXHAUSTED = NO_SPACE + NO_FILES
+PASSING = NO_SPACE + REFUSED
 """Errors after which another attempt may succeed later."""
 
 PAUSE_S = 1.0
 """Between two attempts."""
 
 MAX_PAUSES = 60
-"""Pauses for a descriptor. After them the process must end, which closes all of its files."""
+"""Pauses after `REFUSED`. After them the process must end, which closes all of its files."""
 
 COPY_BYTES = 1 << 20
 """The contents of a file are copied in pieces of this size."""
@@ -49,12 +50,15 @@ _is_stopping = threading.Event()
 
 
 def pause(failure: OSError) -> None:
-    """Wait before a call is repeated that failed for lack of space or of a descriptor. Raises
-    `failure` instead in the main thread, which must not wait, and once the process stops."""
+    """Wait before a call is repeated that failed with one of `PASSING`. Raises `failure` instead in
+    the main thread, which must not wait, and once the process stops."""
     if threading.current_thread() is threading.main_thread():
         raise failure
     if not log.limited("exhausted", 0.1):
-        log.error("the system has no space or no file descriptor left; waiting", error=str(failure))
+        why = "has no space or no file descriptor left"
+        if failure.errno == errno.EACCES:
+            why = "refuses access to the data"
+        log.error(f"the system {why}; waiting", error=str(failure))
     if _is_stopping.wait(PAUSE_S):
         raise failure
 
@@ -65,12 +69,12 @@ def stop_waiting() -> None:
 
 
 def _patiently(call: Callable[..., Any], *args: Any) -> Any:
-    """The result of `call`, which is repeated while no descriptor is free (see `pause`)."""
+    """The result of `call`, which is repeated while it is `REFUSED` (see `pause`)."""
     for pauses in range(MAX_PAUSES + 1):
         try:
             return call(*args)
         except OSError as failure:
-            if failure.errno not in NO_FILES or pauses == MAX_PAUSES:
+            if failure.errno not in REFUSED or pauses == MAX_PAUSES:
                 raise
             pause(failure)
 
