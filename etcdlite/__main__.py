@@ -161,7 +161,10 @@ def _report(failure: Exception) -> None:
             f"Debian with 'apt install python3-{name}'"
         )
     elif isinstance(cause, MemoryError) or "start new thread" in str(cause):
-        why = "out of memory, or of threads; nothing acknowledged is lost"
+        why = (
+            "out of memory, or of threads; nothing acknowledged is lost. Raise the limit "
+            "(MemoryMax= or TasksMax= of systemd, ulimit), or add memory, and start again"
+        )
     else:
         why = "a fault in etcdlite; stopping. Please report it with this line"
     frame = traceback.extract_tb(cause.__traceback__)[-1:] if cause is not None else []

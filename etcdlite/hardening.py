@@ -33,8 +33,12 @@ _OTHERS = 0o077
 
 
 def protect_process() -> None:
-    """Make new files private, and keep other processes from reading the memory."""
+    """Make new files private, and keep other processes from reading the memory. A standard stream
+    that is closed becomes /dev/null, so that no other file gets its number."""
     os.umask(UMASK)
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(fd)
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard != 0:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))

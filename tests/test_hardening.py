@@ -116,6 +116,15 @@ def test_only_files_of_the_directory_are_closed(
     assert f"first={linked}" in remaining and "files=2" in remaining
 
 
+def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed(tmp_path: Path) -> None:
+    """The log would be written to it, and it would not be closed with the log."""
+    found = tmp_path / "found"
+    streams = "[os.readlink(f'/proc/self/fd/{n}') for n in range(3)]"
+    show = f"open({str(found)!r}, 'w').write(str({streams}))"
+    run(f"import os; os.closerange(0, 3); {PROTECT}; {show}")
+    assert found.read_text() == str(["/dev/null"] * 3)
+
+
 def test_the_process_is_not_dumped_and_new_files_are_its_users_alone(tmp_path: Path) -> None:
     done = run(
         f"{PROTECT}; import ctypes, os, resource; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), "

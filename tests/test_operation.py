@@ -678,6 +678,7 @@ def test_a_fault_ends_the_process_with_one_line(server, fault, level):
     entries = [json.loads(line) for line in running.lines]
     assert [entry["level"] for entry in entries].count("fatal") == 1
     assert f"{fault.rpartition('.')[2]}: broken" in entries[-1]["error"]
+    assert ("MemoryMax=" in entries[-1]["msg"]) == (fault == "MemoryError")
     assert entries[-1]["where"] == "<string>:8"
     tracebacks = [entry["level"] for entry in entries if entry["msg"].startswith("Traceback")]
     assert tracebacks == (["debug"] if level == "debug" else [])
