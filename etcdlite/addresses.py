@@ -115,8 +115,8 @@ def look_up(host: str) -> frozenset[str] | None:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError:
         return frozenset()
-    except OSError as failure:
-        return frozenset() if failure.errno in UNKNOWN else None
+    except Exception as failure:  # Without a result (MemoryError) the checks would wait for ever.
+        return frozenset() if getattr(failure, "errno", None) in UNKNOWN else None
     return frozenset(_plain(str(answer[4][0])) for answer in answers)
 
 

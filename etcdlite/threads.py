@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from etcdlite.channel import Channel, ChannelError, Dialing, shake_hands
+from etcdlite.channel import Channel, Dialing, shake_hands
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial
 from etcdlite.raft import Ready
@@ -280,9 +280,10 @@ def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
         return Dialed(dial, peer, sock, channel, plaintext)
     except OSError as failure:
         why = failure.with_traceback(None)
-    except (ChannelError, UnicodeError) as failure:
-        # UnicodeError: no name of a host; another member may have published it.
-        why = OSError(str(failure))
+    except Exception as failure:
+        # UnicodeError: no name of a host; another member may have published it. Whatever it is,
+        # without a result nobody would dial again.
+        why = OSError(str(failure) or repr(failure))
     if sock is not None:
         sock.close()
     return Dialed(dial, peer, why)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import queue
+import socket
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from etcdlite import addresses as addresses_module
 from etcdlite import threads
 from etcdlite.addresses import Addresses
 from etcdlite.errors import EtcdError
@@ -388,3 +391,51 @@ def test_without_a_thread_the_kernel_frees_removed_files(tmp_path: Path) -> None
     eraser.synced(str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before - 1
     eraser.waiting.join()
+
+
+# No more memory in a thread. What waits for its result must hear of it.
+
+
+def test_without_memory_another_member_cannot_be_reached() -> None:
+    done: list[Any] = []
+    dial: Any = SimpleNamespace(link=SimpleNamespace(failures=0, node=1))
+
+    def dialing(url: str, node: int) -> None:
+        raise MemoryError
+
+    reported = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        threads.start_dial(dial, url, dialing, lambda it: (done.append(it), reported.set()))
+        assert reported.wait(60)
+    assert (done[0].dial, str(done[0].result)) == (dial, "MemoryError()")
+
+
+def test_without_memory_a_name_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(addresses_module.socket, "getaddrinfo", look_up)
+    reported: queue.Queue[Any] = queue.Queue()
+    answers: list[bool] = []
+    addresses = Addresses(reported.put)
+    addresses.check("10.0.0.1", ["http://name.invalid:2380"], answers.append)
+    addresses.resolved(reported.get(timeout=60))
+    assert answers == [False]
+
+
+def test_without_memory_removed_files_are_freed_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    eraser = disk_layer._Eraser()
+
+    def truncate(fd: int, size_bytes: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(disk_layer.os, "ftruncate", truncate)
+    for _ in range(2):
+        path = tmp_path / "x"
+        path.write_bytes(bytes(3 << 20))
+        eraser.remove(str(path), os.unlink, str(path))
+        eraser.synced(str(tmp_path))
+        wait_until(lambda: not eraser.waiting.unfinished_tasks, "nobody waits for space any more")

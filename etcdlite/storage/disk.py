@@ -264,7 +264,7 @@ class _Eraser:
                     for size in range(os.fstat(fd).st_size, 0, -ERASE_STEP_BYTES):
                         os.ftruncate(fd, size - min(size, ERASE_STEP_BYTES))
                         time.sleep(ERASE_PAUSE_S)
-            except OSError:
+            except (OSError, MemoryError):
                 pass  # A reader holds it, or it cannot be changed: closing frees it, too.
             finally:
                 os.close(fd)
