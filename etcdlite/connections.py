@@ -128,6 +128,17 @@ class Connection:
         return self.sock.fileno() < 0
 
     @property
+    def was_left(self) -> bool:
+        """The other side has closed the connection and nothing is left to read. May be called in
+        any thread."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    @property
     def kept_bytes(self) -> int:
         """The memory that it holds, approximately."""
         channel, size = self.channel, self.session.kept_bytes

@@ -4,6 +4,7 @@ There are two threads, one for clients and one for members, so clients never del
 A connection has at most one step in a thread, and reads nothing more from its socket until that is
 done. Steps wait by address: the addresses take turns, and of one address the newest comes first. So
 a crowd that the thread cannot keep up with delays itself; a client that comes alone hardly waits.
+No step is taken for a connection that the other side has closed.
 
 A handshake that has begun holds about 50 KiB. So the number of those is limited, and the oldest one
 of the address with the most gives way: an honest one ends within some round trips.
@@ -61,7 +62,7 @@ class Handshakes:
     """The handshakes that have begun and are not complete, and the threads that take their steps.
 
     A connection has a `channel`, which belongs to the thread from `step` until the result is
-    reported, a `host`, and `is_closed`."""
+    reported, a `host`, `is_closed` and `was_left`."""
 
     def __init__(self, report: Callable[[Any], None]) -> None:
         """`report` is called in a thread with a `Stepped`."""
@@ -105,6 +106,8 @@ class Handshakes:
                 continue
             plaintext, failure = b"", None
             try:
+                if connection.was_left:
+                    raise ChannelError("it closed the connection during the handshake")
                 plaintext = connection.channel.receive(data)
             except ChannelError as error:
                 failure = error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
-from typing import Any
+from typing import Any, cast
 
-from etcdlite import handshakes
+from etcdlite import connections, handshakes
 from etcdlite.channel import Channel, ChannelError
 from etcdlite.handshakes import MAX_HANDSHAKES, Handshakes, Stepped
 
@@ -30,7 +31,7 @@ class Connection:
     def __init__(self, channel: Channel, host: str = "10.0.0.1") -> None:
         self.channel = channel
         self.host = host
-        self.is_closed = False
+        self.is_closed = self.was_left = False
 
 
 def made(count: int) -> list[Any]:
@@ -111,6 +112,28 @@ def test_faults_are_reported_and_cost_the_connection_alone(monkeypatch: Any) -> 
         steps.step(one, b"", False)
         assert str(results.get(timeout=30).failure) == says
     assert logged == ["a fault in a handshake; please report it"]
+
+
+def test_no_step_is_taken_for_a_connection_that_the_other_side_has_closed() -> None:
+    """A hello costs its sender nothing, and the answer takes milliseconds of CPU."""
+    results: queue.Queue[Stepped] = queue.Queue()
+    steps = Handshakes(results.put)
+    (left,) = made(1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        connection = connections.Connection(ours, "", "", None, cast(Any, None), left.channel)
+        theirs.send(b"more of the hello")
+        assert not connection.was_left
+        ours.recv(100)
+        assert not connection.was_left
+        theirs.close()
+        assert connection.was_left
+    assert connection.was_left, "this side has closed it"
+    left.was_left = True
+    steps.step(left, b"hello", False)
+    assert "closed the connection" in str(results.get(timeout=30).failure)
+    assert not left.channel.began.is_set()
 
 
 def test_a_closed_connection_is_passed_by() -> None:
