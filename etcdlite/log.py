@@ -14,7 +14,7 @@ Invariants
   is lost and counted; the count is the field `lost-lines` of the next line.
 - The value of a field whose name looks like a secret's is never written.
 - `_` in the name of a field is written as `-`, as in most of etcd's fields.
-- Logging never ends the process: `panic` and `fatal` are levels here, not actions.
+- Logging never ends the process: `fatal` is a level here, not an action.
 """
 
 from __future__ import annotations
@@ -73,12 +73,6 @@ def warn(message: str, limit: str = "", per_s: float = 1.0, /, **fields: Any) ->
 def error(message: str, limit: str = "", per_s: float = 1.0, /, **fields: Any) -> None:
     if _level <= ERROR and not (limit and limited(limit, per_s)):
         _write(ERROR, message, fields)
-
-
-def panic(message: str, /, **fields: Any) -> None:
-    """For a broken invariant. The caller ends the process."""
-    if _level <= PANIC:
-        _write(PANIC, message, fields)
 
 
 def fatal(message: str, /, **fields: Any) -> None:

@@ -75,9 +75,9 @@ def test_a_console_line_names_the_caller_only_at_level_debug(path):
 
 def test_levels_below_the_chosen_one_are_left_out(path):
     log.configure("warn", "json", [str(path)])
-    for write in (log.debug, log.info, log.warn, log.error, log.panic, log.fatal):
+    for write in (log.debug, log.info, log.warn, log.error, log.fatal):
         write("x")
-    assert [line["level"] for line in lines(path)] == ["warn", "error", "panic", "fatal"]
+    assert [line["level"] for line in lines(path)] == ["warn", "error", "fatal"]
 
 
 def test_a_field_may_have_any_name(path):

@@ -438,22 +438,12 @@ def _ports(facts: Facts) -> _Findings:
 
 
 CHECKS: Mapping[str, Callable[[Facts], _Findings]] = {
-    "configuration": _configuration,
-    "modes": _modes,
-    "space": _space,
-    "quota": _quota,
-    "disk": _disk,
-    "certificates": _certificates,
-    "reachability": _reachability,
-    "lag": _lag,
-    "clock": _clock,
-    "backup": _backup,
-    "versions": _versions,
-    "fragmentation": _fragmentation,
-    "alarms": _alarms,
-    "files": _files,
-    "ports": _ports,
-}
+    check.__name__.removeprefix("_"): check
+    for check in (
+        _configuration, _modes, _space, _quota, _disk, _certificates, _reachability, _lag, _clock,
+        _backup, _versions, _fragmentation, _alarms, _files, _ports,
+    )
+}  # fmt: skip
 """Each check gives its findings without its own name."""
 
 

@@ -38,6 +38,7 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+PlaceT = TypeVar("PlaceT", bound="_AsyncPlace")
 
 
 # Waiting.
@@ -402,6 +403,10 @@ class AsyncLease(scripts.LeaseBase):
 
 
 class _AsyncPlace(scripts.PlaceBase[AsyncLease]):
+    async def __aenter__(self: PlaceT) -> PlaceT:
+        await self.acquire()
+        return self
+
     async def acquire(self, timeout_s: float | None = None) -> None:
         """Stand in line and wait. Raises Timeout (having left the line) and LeaseLost."""
         await run(self._acquire(timeout_s))
@@ -418,17 +423,9 @@ class _AsyncPlace(scripts.PlaceBase[AsyncLease]):
 class AsyncLock(_AsyncPlace):
     """A lock of the whole cluster: `async with client.lock("name"):`."""
 
-    async def __aenter__(self) -> AsyncLock:
-        await self.acquire()
-        return self
-
 
 class AsyncLeadership(_AsyncPlace):
     """One candidacy: inside `async with`, it leads."""
-
-    async def __aenter__(self) -> AsyncLeadership:
-        await self.acquire()
-        return self
 
     async def proclaim(self, value: Bytes) -> int:
         """Change the leader's value. Returns the revision. Raises NotElected."""

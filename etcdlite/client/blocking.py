@@ -32,6 +32,7 @@ __all__ = ["Client", "Stream", "Watch", "Lease", "Lock", "Election", "Leadership
 
 P = ParamSpec("P")
 T = TypeVar("T")
+PlaceT = TypeVar("PlaceT", bound="_Place")
 
 
 # Waiting.
@@ -306,6 +307,10 @@ class Lease(scripts.LeaseBase):
 
 
 class _Place(scripts.PlaceBase[Lease]):
+    def __enter__(self: PlaceT) -> PlaceT:
+        self.acquire()
+        return self
+
     def acquire(self, timeout_s: float | None = None) -> None:
         """Stand in line and wait. Raises Timeout (having left the line) and LeaseLost."""
         run(self._acquire(timeout_s))
@@ -322,17 +327,9 @@ class _Place(scripts.PlaceBase[Lease]):
 class Lock(_Place):
     """A lock of the whole cluster: `with client.lock("name"):`, or `acquire` and `release`."""
 
-    def __enter__(self) -> Lock:
-        self.acquire()
-        return self
-
 
 class Leadership(_Place):
     """One candidacy: inside `with`, it leads."""
-
-    def __enter__(self) -> Leadership:
-        self.acquire()
-        return self
 
     def proclaim(self, value: Bytes) -> int:
         """Change the leader's value. Returns the revision. Raises NotElected."""
