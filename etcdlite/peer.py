@@ -515,7 +515,8 @@ class Dial(PeerConnection):
 
     def _pong(self, answer: bytes | EtcdError, asked_at: float) -> None:
         if not isinstance(answer, EtcdError):
-            self.link.answered_in(self.local.clock() - asked_at)
+            self.link.round_trip_s = took_s = self.local.clock() - asked_at
+            self.metrics.round_trip_s.observe(took_s)
 
     def closed(self) -> None:
         super().closed()
@@ -697,10 +698,6 @@ class Link:
             fields["channel"] = self.dial.channel.description
         log.info("established connection to peer", url=self.url, **fields)
         self.local.events.on_peer_opened(self.node)
-
-    def answered_in(self, round_trip_s: float) -> None:
-        self.round_trip_s = round_trip_s
-        self.metrics.round_trip_s.observe(round_trip_s)
 
     def refused(self, failure: EtcdError) -> None:
         if failure.name == "MemberRemoved":

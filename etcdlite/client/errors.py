@@ -7,7 +7,7 @@ that the client itself detects.
 
 from __future__ import annotations
 
-from etcdlite import errors
+from etcdlite import errors as _etcd  # Private, so that an "import *" leaves it out.
 
 _BY_TEXT: dict[str, type[EtcdliteError]] = {}
 
@@ -18,15 +18,15 @@ class EtcdliteError(Exception):
     `endpoint` is the server it concerns ("127.0.0.1:2379"), or "". A subclass with the name of an
     etcd error stands for that error; an error without a class of its own is an EtcdliteError."""
 
-    code: int = errors.UNKNOWN
+    code: int = _etcd.UNKNOWN
     text: str = ""
     endpoint: str = ""
 
     def __init_subclass__(cls, names: tuple[str, ...] | None = None) -> None:
         if names is None:
-            names = (cls.__name__,) if cls.__name__ in errors.ERRORS else ()
+            names = (cls.__name__,) if cls.__name__ in _etcd.ERRORS else ()
         for name in names:
-            cls.code, cls.text = errors.ERRORS[name]
+            cls.code, cls.text = _etcd.ERRORS[name]
             _BY_TEXT[cls.text] = cls
 
     def __init__(
@@ -48,51 +48,51 @@ class EtcdliteError(Exception):
 class ConnectionFailed(EtcdliteError, ConnectionError):
     """No endpoint could be reached; or a read's connection broke again and again."""
 
-    code = errors.UNAVAILABLE
+    code = _etcd.UNAVAILABLE
 
 
 class Timeout(EtcdliteError, TimeoutError, names=()):
     """No answer in time. A write may or may not have been carried out."""
 
-    code = errors.DEADLINE_EXCEEDED
+    code = _etcd.DEADLINE_EXCEEDED
 
 
 class UnknownOutcome(EtcdliteError):
     """The connection broke after a write was sent: it may or may not have been carried out."""
 
-    code = errors.UNAVAILABLE
+    code = _etcd.UNAVAILABLE
 
 
 class ProtocolViolation(EtcdliteError):
     """The server violated the protocol."""
 
-    code = errors.INTERNAL
+    code = _etcd.INTERNAL
 
 
 class Closed(EtcdliteError):
     """The client, or the stream, was closed."""
 
-    code = errors.CANCELED
+    code = _etcd.CANCELED
     text = "the client is closed"
 
 
 class WrongProcess(EtcdliteError):
     """The client was made before a `fork`, in the parent of this process."""
 
-    code = errors.FAILED_PRECONDITION
+    code = _etcd.FAILED_PRECONDITION
 
 
 class NotElected(EtcdliteError):
     """This candidate is not the leader, or no longer."""
 
-    code = errors.CANCELED
+    code = _etcd.CANCELED
     text = "not the leader of this election"
 
 
 class LeaseLost(EtcdliteError):
     """A lease ended before its holder gave it up, and its lock or leadership with it."""
 
-    code = errors.CANCELED
+    code = _etcd.CANCELED
     text = "the lease was lost"
 
 
@@ -102,13 +102,13 @@ class LeaseLost(EtcdliteError):
 class Unimplemented(EtcdliteError):
     """The server does not know the method, or does not implement it."""
 
-    code = errors.UNIMPLEMENTED
+    code = _etcd.UNIMPLEMENTED
 
 
 class Unavailable(EtcdliteError):
     """The member cannot serve this now; another one, or this one later, may."""
 
-    code = errors.UNAVAILABLE
+    code = _etcd.UNAVAILABLE
 
 
 # fmt: off
@@ -139,7 +139,7 @@ class Compacted(EtcdliteError):
 
     def __init__(
         self,
-        code: int | None = errors.OUT_OF_RANGE,
+        code: int | None = _etcd.OUT_OF_RANGE,
         text: str | None = None,
         endpoint: str = "",
         *,
@@ -193,10 +193,7 @@ class DeadlineExceeded(EtcdliteError): ...
 # fmt: on
 
 
-_BY_CODE: dict[int, type[EtcdliteError]] = {
-    errors.UNAVAILABLE: Unavailable,
-    errors.UNIMPLEMENTED: Unimplemented,
-}
+_BY_CODE = {_etcd.UNAVAILABLE: Unavailable, _etcd.UNIMPLEMENTED: Unimplemented}
 
 
 def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:

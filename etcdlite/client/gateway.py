@@ -19,16 +19,8 @@ from contextlib import suppress
 from typing import Any
 
 from etcdlite import json_mapping, proto
+from etcdlite.client import errors
 from etcdlite.client.connection import cause_of, parse_endpoint
-from etcdlite.client.errors import (
-    ConnectionFailed,
-    EtcdliteError,
-    InvalidAuthToken,
-    ProtocolViolation,
-    Timeout,
-    UnknownOutcome,
-    error_for,
-)
 from etcdlite.client.link import keep_tcp_alive
 from etcdlite.errors import UNKNOWN
 from etcdlite.methods import METHOD_BY_NAME, Retry
@@ -95,7 +87,7 @@ class Gateway:
         status, body = self._exchange("GET", "/version", b"", True, MAX_VERSION_BYTES)
         found = _parse_object(body)
         if status != 200 or found is None:
-            raise ProtocolViolation(
+            raise errors.ProtocolViolation(
                 text=f"the endpoint answers /version with status {status} and no JSON object: it is"
                 " neither etcd nor etcdlite",
                 endpoint=self.endpoint,
@@ -115,7 +107,7 @@ class Gateway:
             if status == 200:
                 return self._message(row.response, value)
             failure = self._error(value)
-            if not isinstance(failure, InvalidAuthToken) or attempt:
+            if not isinstance(failure, errors.InvalidAuthToken) or attempt:
                 raise failure
             self._token = ""  # Tokens end, also when a member restarts.
         raise AssertionError
@@ -140,7 +132,7 @@ class Gateway:
                 refusal = self._error(self._parsed(response.read(MAX_BODY_BYTES), response.status))
             finally:
                 connection.close()
-            if isinstance(refusal, InvalidAuthToken):
+            if isinstance(refusal, errors.InvalidAuthToken):
                 self._token = ""
             raise refusal
         return GatewayStream(self, sock, response, row.response)
@@ -184,7 +176,7 @@ class Gateway:
                 return self._connected()
             except OSError as failure:
                 text = f"{self.endpoint}: {cause_of(failure, self._dial_timeout_s)}"
-                unreachable = ConnectionFailed(text=text, endpoint=self.endpoint)
+                unreachable = errors.ConnectionFailed(text=text, endpoint=self.endpoint)
             self._next_endpoint()
         raise unreachable
 
@@ -208,7 +200,7 @@ class Gateway:
                 if not response.isclosed():
                     self.close()
                     text = f"a response of more than {limit} bytes"
-                    raise ProtocolViolation(text=text, endpoint=self.endpoint)
+                    raise errors.ProtocolViolation(text=text, endpoint=self.endpoint)
                 if response.will_close:
                     self.close()
                 return response.status, answer
@@ -217,10 +209,10 @@ class Gateway:
                 self._next_endpoint()
                 if isinstance(failure, TimeoutError):
                     text = f"no answer within {self._timeout_s:g} s"
-                    raise Timeout(text=text, endpoint=endpoint) from None
+                    raise errors.Timeout(text=text, endpoint=endpoint) from None
                 if not is_read:
                     text = f"{endpoint}: the connection broke, the request may have been served"
-                    raise UnknownOutcome(text=text, endpoint=endpoint) from None
+                    raise errors.UnknownOutcome(text=text, endpoint=endpoint) from None
                 if not left:
                     raise broken from None
                 left -= 1
@@ -231,7 +223,9 @@ class Gateway:
         value = _parse_object(body)
         if value is None:
             text = f"the answer has HTTP status {status} and no JSON object. Is the JSON gateway on"
-            raise ProtocolViolation(text=f"{text} (--enable-grpc-gateway)?", endpoint=self.endpoint)
+            raise errors.ProtocolViolation(
+                text=f"{text} (--enable-grpc-gateway)?", endpoint=self.endpoint
+            )
         return value
 
     def _message(self, cls: type[proto.Message], value: Any) -> Any:
@@ -239,19 +233,19 @@ class Gateway:
             return json_mapping.from_json(cls, value)
         except proto.DecodeError as failure:
             text = f"the answer is not a {cls.NAME}: {failure}"
-            raise ProtocolViolation(text=text, endpoint=self.endpoint) from None
+            raise errors.ProtocolViolation(text=text, endpoint=self.endpoint) from None
 
-    def _error(self, value: dict[str, Any]) -> EtcdliteError:
+    def _error(self, value: dict[str, Any]) -> errors.EtcdliteError:
         text, code = value.get("message") or value.get("error"), value.get("code")
         if not isinstance(code, int):
             code = value.get("grpc_code")
         if not isinstance(code, int):
             code = UNKNOWN
-        return error_for(code, str(text)[:4096], self.endpoint)
+        return errors.error_for(code, str(text)[:4096], self.endpoint)
 
-    def _broken(self, failure: Exception) -> ConnectionFailed:
+    def _broken(self, failure: Exception) -> errors.ConnectionFailed:
         why = cause_of(failure, 0) if isinstance(failure, OSError) else "the answer is cut off"
-        return ConnectionFailed(text=f"{self.endpoint}: {why}", endpoint=self.endpoint)
+        return errors.ConnectionFailed(text=f"{self.endpoint}: {why}", endpoint=self.endpoint)
 
 
 def _parse_object(body: bytes) -> dict[str, Any] | None:
