@@ -45,6 +45,8 @@ _RESPONSE_KINDS = {
 
 Lines = list[str | bytes]
 Rows = list[tuple[str, ...]]
+Content = Callable[..., Any]
+"""A function of `PRINTERS`."""
 
 
 class Health(NamedTuple):
@@ -475,12 +477,9 @@ def _simple_health(_: Printer, found: Sequence[Health]) -> Lines:
     ]
 
 
-def _fields_health(_: Printer, found: Sequence[Health]) -> Lines:
-    lines: Lines = []
-    for endpoint, healthy, took, error in _health_rows(found):
-        lines += _fields(Endpoint=quote(endpoint), Health=healthy, Took=took, Error=error)
-        lines.append("")
-    return lines
+def _fields_health(found: Health) -> Lines:
+    ((endpoint, healthy, took, error),) = _health_rows([found])
+    return _fields(Endpoint=quote(endpoint), Health=healthy, Took=took, Error=error)
 
 
 def _json_health(_: Printer, found: Sequence[Health]) -> Any:
@@ -520,31 +519,29 @@ def _downgrade_rows(answers: Sequence[EndpointResponse]) -> Rows:
     return [(e, status.storageVersion, _downgrade_target(status)) for e, status in answers]
 
 
-def _fields_status(_: Printer, answers: Sequence[EndpointResponse]) -> Lines:
-    lines: Lines = []
-    for endpoint, status in answers:
-        lines += _header_fields(status)
-        lines += _fields(
-            Version=quote(status.version),
-            DBSize=status.dbSize,
-            Leader=status.leader,
-            IsLearner=_true_false(status.isLearner),
-            RaftIndex=status.raftIndex,
-            RaftTerm=status.raftTerm,
-            RaftAppliedIndex=status.raftAppliedIndex,
-            Errors=f"[{' '.join(status.errors)}]",
-            Endpoint=quote(endpoint),
-        )
-        lines.append("")
-    return lines
+def _fields_status(answer: EndpointResponse) -> Lines:
+    endpoint, status = answer
+    return _header_fields(status) + _fields(
+        Version=quote(status.version),
+        DBSize=status.dbSize,
+        Leader=status.leader,
+        IsLearner=_true_false(status.isLearner),
+        RaftIndex=status.raftIndex,
+        RaftTerm=status.raftTerm,
+        RaftAppliedIndex=status.raftAppliedIndex,
+        Errors=f"[{' '.join(status.errors)}]",
+        Endpoint=quote(endpoint),
+    )
 
 
-def _fields_hashkv(_: Printer, answers: Sequence[EndpointResponse]) -> Lines:
-    lines: Lines = []
-    for endpoint, response in answers:
-        lines += _header_fields(response)
-        lines += [*_fields(Endpoint=quote(endpoint), Hash=response.hash), ""]
-    return lines
+def _fields_hashkv(answer: EndpointResponse) -> Lines:
+    endpoint, response = answer
+    return _header_fields(response) + _fields(Endpoint=quote(endpoint), Hash=response.hash)
+
+
+def _fields_of_each(fields: Callable[[Any], Lines]) -> Content:
+    """The fields of each endpoint, and an empty line after them."""
+    return lambda _, found: [line for one in found for line in (*fields(one), "")]
 
 
 def _json_of_each(name: str) -> Callable[[Printer, Sequence[EndpointResponse]], Any]:
@@ -554,8 +551,6 @@ def _json_of_each(name: str) -> Callable[[Printer, Sequence[EndpointResponse]], 
 
 
 # The table.
-
-Content = Callable[..., Any]
 
 
 def _row(simple: Content, fields: Content | None, json: Content = _unchanged) -> dict[str, Content]:
@@ -649,14 +644,14 @@ PRINTERS: dict[str, dict[str, Content]] = {
         None,
     ),
     "endpoint_health": _rows(
-        "ENDPOINT, HEALTH, TOOK, ERROR", _health_rows, _fields_health, _json_health
+        "ENDPOINT, HEALTH, TOOK, ERROR", _health_rows, _fields_of_each(_fields_health), _json_health
     )
     | {"simple": _simple_health},
     "endpoint_status": _rows(
         "ENDPOINT, ID, VERSION, DB SIZE, IS LEADER, IS LEARNER, RAFT TERM, RAFT INDEX, "
         "RAFT APPLIED INDEX, ERRORS",
         _status_rows,
-        _fields_status,
+        _fields_of_each(_fields_status),
         _json_of_each("Status"),
     ),
     "downgrade_status": _rows(
@@ -678,7 +673,7 @@ PRINTERS: dict[str, dict[str, Content]] = {
     "endpoint_hashkv": _rows(
         "ENDPOINT, HASH",
         lambda answers: [(endpoint, str(response.hash)) for endpoint, response in answers],
-        _fields_hashkv,
+        _fields_of_each(_fields_hashkv),
         _json_of_each("HashKV"),
     ),
     "difference": {"simple": _simple_difference, "json": _json_difference},
