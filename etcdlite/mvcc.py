@@ -183,18 +183,26 @@ class Store:
         """Set a key. The caller has checked the lease."""
         self.put_all(((key, value, lease),))
 
-    def put_all(self, puts: Sequence[tuple[bytes, bytes, int]]) -> None:
-        """As `put`, for several keys: (key, value, lease)."""
+    def put_all(self, puts: Sequence[tuple[bytes, bytes, int]], ends_each: bool = False) -> None:
+        """As `put`, for several keys: (key, value, lease). `ends_each`: as if `end_revision`
+        followed each of them."""
         # The hottest path of the program: flat, with code of `Past` and `DataFile`.
         index, data, events = self.index, self.data, self.events
         heads, out, recent = index.heads, data.out, data.recent
         find, unpack_from, long_pasts = heads.find, HEAD.unpack_from, index.past.long
-        base, offset, mod = data.base, data.offset, self.revision + 1
-        last_create, mod_varint = mod, varint(mod)
-        create_varint = mod_varint
-        if puts and not self._first_location:
-            self._first_location = base | offset
+        base, offset = data.base, data.offset
+        mod, last_create, mod_varint = self.revision, 0, b""
+        if not ends_each:
+            mod += 1
+            mod_varint = varint(mod)
+            if puts and not self._first_location:
+                self._first_location = base | offset
         for key, value, lease in puts:
+            location = base | offset
+            if ends_each:
+                mod += 1
+                mod_varint = varint(mod)
+                index.revisions.append(location)
             at, below, is_there = find(key)
             if is_there:
                 block, begin = heads.blocks[at], below * HEAD.size
@@ -217,7 +225,6 @@ class Store:
             size = len(body)
             word = size << 4 | PUT
             out += (RECORD_HEADER.pack(crc32(body, word), word), body)
-            location = base | offset
             if is_there:
                 HEAD.pack_into(block, begin, mod, create, version, location, lease, size)
             else:
@@ -231,6 +238,8 @@ class Store:
         overhead_bytes = (RECENT_OVERHEAD_BYTES - RECORD_HEADER_BYTES) * len(puts)
         data.recent_bytes += offset - data.offset + overhead_bytes
         data.offset = offset
+        if ends_each:
+            self.revision = mod
 
     def delete(self, keys: list[bytes]) -> None:
         """Remove keys that exist; they are in order."""

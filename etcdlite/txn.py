@@ -280,10 +280,8 @@ def is_serializable(request: proto.TxnRequest) -> bool:
 def put(store: Store, request: proto.PutRequest) -> bytes:
     """Apply a PutRequest; returns the response after its header. Raises EtcdError before any
     change; as `write_put`."""
-    if request.lease:
-        _check_lease(store, request)
-    if request.ignore_value or request.ignore_lease:
-        _check_exists(store, request)
+    _check_lease(store, request)
+    _check_exists(store, request)
     return write_put(store, request)
 
 

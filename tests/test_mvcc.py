@@ -511,6 +511,39 @@ def put_many(rig: StoreRig) -> None:
     rig.apply(proto.TxnRequest(success=[proto.RequestOp(request_put=put) for put in puts]))
 
 
+def test_puts_that_end_a_revision_each_write_what_single_puts_write() -> None:
+    rng = random.Random(5)
+    together, apart = (StoreRig().store for _ in range(2))
+    for index in range(1, 100):
+        keys = rng.choices([b"key%02d" % n for n in range(20)], k=rng.choice((1, 2, 5, 9)))
+        puts = [(key, b"v" * rng.randrange(40), 0) for key in keys]
+        together.put_all(puts, ends_each=True)
+        for key, value, lease in puts:
+            apart.put(key, value, lease)
+            apart.end_revision()
+        for store in (together, apart):
+            if index % 3 == 0:
+                store.put_all([(key, b"", 0) for key in sorted(set(keys))])
+                store.end_revision()
+            if index % 5 == 0:
+                store.begin_removal()
+                store.delete([keys[-1]])
+                store.end_revision()
+        assert not together.is_writing
+        assert b"".join(together.data.out) == b"".join(apart.data.out)
+        for store in (together, apart):
+            store.mark(index, 1)
+    for seen in (
+        lambda store: store.events,
+        lambda store: (store.revision, store.index.first_revision, store.index.revisions),
+        lambda store: list(store.index.heads.items()),
+        lambda store: list(store.index.past.items()),
+        lambda store: (store.data.recent, store.data.recent_bytes, store.data.offset),
+        lambda store: [store.count(b"", None, at) for at in range(1, store.revision + 1)],
+    ):
+        assert seen(together) == seen(apart)
+
+
 def test_events_are_read_in_steps_within_a_revision_too() -> None:
     rig = grown_rig()
     first = rig.store.revision + 1

@@ -10,9 +10,11 @@ import http.client
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.lone_member import LoneMember
 from rigs.plain_model import KEYS, Requests
 from rigs.real_etcd import running_etcd
 from rigs.store_rig import StoreRig, read_events
@@ -28,6 +30,7 @@ PutRequest, RangeRequest, DeleteRangeRequest = (
     proto.DeleteRangeRequest,
 )
 PATIENCE_S = 60.0
+DELETE_RANGE = methods.METHOD_BY_NAME["KV.DeleteRange"].number
 
 
 def put(key: bytes, value: bytes = b"", **fields: Any) -> Any:
@@ -94,6 +97,64 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
         real = RealEtcd(endpoint)
         assert real.ask(RangeRequest(key=b"x")).header.revision == 1
         yield real
+
+
+class Answers:
+    """A session that keeps what it is answered."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, bytes | str] = {}
+
+    def reply(self, request_id: int, method: int, body: bytes) -> None:
+        self.by_id[request_id] = body
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        self.by_id[request_id] = failure.text
+
+
+def test_the_requests_of_one_entry_mean_what_they_mean_in_entries_of_their_own(
+    tmp_path: Path,
+) -> None:
+    """Also where puts, which are carried out together, and other requests need each other."""
+    is_second = Compare(key=b"a", target=Compare.VERSION, version=2)
+    swap = TxnRequest(compare=[is_second], success=[put(b"c", b"yes")], failure=[put(b"c", b"no")])
+    requests = [
+        *(PutRequest(key=key, value=b"1") for key in (b"a", b"b", b"a")),
+        swap,
+        *(PutRequest(key=b"%d" % (n % 30)) for n in range(70)),
+        PutRequest(key=b"d"),
+        PutRequest(key=b"missing", ignore_value=True),
+        PutRequest(key=b"d", value=b"2"),
+        PutRequest(key=b"d", prev_kv=True),
+        PutRequest(key=b"e", lease=9),
+        PutRequest(key=b"e"),
+        PutRequest(key=b"f"),
+        DeleteRangeRequest(key=b"e", range_end=b"g"),
+        PutRequest(key=b"f"),
+        PutRequest(key=b"g"),
+    ]
+    numbers = {PutRequest: methods.PUT, TxnRequest: methods.TXN}
+    seen = []
+    for size in (1, len(requests)):
+        lone = LoneMember(tmp_path / str(size))
+        session: Any = Answers()
+        waiters = [
+            (session, at, numbers.get(type(request), DELETE_RANGE), request)
+            for at, request in enumerate(requests)
+        ]
+        for begin in range(0, len(requests), size):
+            list(lone.member.state.apply(waiters[begin : begin + size]))
+        store = lone.member.state.store
+        assert sorted(session.by_id) == list(range(len(requests)))
+        failures = [answer for answer in session.by_id.values() if isinstance(answer, str)]
+        assert failures == [error("KeyNotFound").text, error("LeaseNotFound").text]
+        values = [proto.KeyValue.decode(store.get(key) or b"").value for key in (b"c", b"d")]
+        assert values == [b"yes", b""]
+        puts = lone.member.metrics.puts
+        seen.append((session.by_id, store.revision, store.events, b"".join(store.data.out), puts))
+        store.mark(store.applied_index + 1, 1)
+        lone.close()
+    assert seen[0] == seen[1]
 
 
 def test_random_requests_are_answered_as_etcd_answers_them(etcd: RealEtcd) -> None:

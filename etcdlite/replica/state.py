@@ -129,9 +129,8 @@ class State:
 
     def apply(self, requests: list[Waiter]) -> Generator[None, None, list[int]]:
         """Carry out the requests of an entry, in steps. Returns the methods of the failed ones."""
-        # The hot path of writes: a plain put costs no generator and no look-up in `APPLIERS`.
+        # The hot path of writes: plain puts that follow each other are carried out together.
         store = self.store
-        metrics = self.metrics
         header = self.identity.header
         alarms = self.alarms.kinds
         late = self.late_answers
@@ -144,15 +143,23 @@ class State:
         author."""
         writable: KeySet | None = None
         """What the author may write, as of the last plain put."""
-        for session, request_id, method, request in requests:
+        plain_puts: list[Waiter] = []
+        """Puts without a lease or an option, still to be carried out. They precede `waiter`."""
+        for waiter in requests:
+            session, request_id, method, request = waiter
+            is_plain_put = method == methods.PUT and not (
+                request.lease or request.prev_kv or request.ignore_value or request.ignore_lease
+            )
             step_left -= 1
+            if plain_puts and (step_left <= 0 or not is_plain_put):
+                self._put(plain_puts)
+                plain_puts = []
             if step_left <= 0:
                 step_left = step_ops
                 yield
             try:
                 if auth.enabled:
-                    if method == methods.PUT and not (request.lease or request.prev_kv):
-                        # Hot path: a plain put changes neither the author nor its rights.
+                    if is_plain_put:  # It changes neither the author nor its rights.
                         if writable is None:
                             yield from auth.learn_steps(auth.author)
                             writable = auth.writable(auth.author)
@@ -169,18 +176,12 @@ class State:
                             yield from auth.lease_steps(self.lessor, auth.author, puts)
                 if alarms:
                     refuse(alarms, method, request)
+                if is_plain_put:
+                    plain_puts.append(waiter)
+                    continue
                 if method == methods.PUT:
-                    if (
-                        request.lease
-                        or request.prev_kv
-                        or request.ignore_value
-                        or request.ignore_lease
-                    ):
-                        answer = txn.put(store, request)
-                    else:
-                        store.put_all(((request.key, request.value, 0),))
-                        answer = b""
-                    metrics.puts += 1
+                    answer = txn.put(store, request)
+                    self.metrics.puts += 1
                 elif method == methods.TXN:
                     if isinstance(request, PlainTxn):
                         step_left -= request.count
@@ -189,10 +190,10 @@ class State:
                     small = txn.small_txn(store, request, session is not None)
                     if small is not None:
                         answer = small
-                        metrics.count_txn(request, answer.startswith(b"\x10"))
+                        self.metrics.count_txn(request, answer.startswith(b"\x10"))
                     else:
                         applied = yield from txn.apply_steps(store, request, session is not None)
-                        metrics.count_txn(request, applied.succeeded)
+                        self.metrics.count_txn(request, applied.succeeded)
                         if session is None:
                             answer = b""
                         elif applied.can_answer_now(store.limits.step_bytes):
@@ -215,7 +216,6 @@ class State:
                 assert not store.is_writing, "a request failed after its first change"
                 failed.append(method)
                 if auth.enabled and failure.name in _OUTDATED:
-                    waiter = (session, request_id, method, request)
                     self.outdated.append((waiter, failure, auth.author))
                 elif session is not None:
                     session.fail(request_id, method, failure)
@@ -234,9 +234,22 @@ class State:
                 self.awaiting_compaction.append((session, request_id, method))
             else:
                 session.reply(request_id, method, header(revision) + answer)
+        if plain_puts:
+            self._put(plain_puts)
         if (auth.enabled or self.timeline.knows_user) and store.revision != noted:
             self.timeline.note_user(noted + 1, auth.author)
         return failed
+
+    def _put(self, waiters: list[Waiter]) -> None:
+        """Carry out puts without a lease or an option, and answer them."""
+        revision, header = self.store.revision, self.identity.header
+        puts = [(request.key, request.value, 0) for _, _, _, request in waiters]
+        self.store.put_all(puts, ends_each=True)
+        self.metrics.puts += len(puts)
+        for session, request_id, method, _ in waiters:
+            revision += 1
+            if session is not None:
+                session.reply(request_id, method, header(revision))
 
     def change_membership(self, change: Any) -> ConfChange | None:
         """Apply a `MemberChange`. Returns the change for `Raft.apply_conf_change`, if consensus is
