@@ -13,7 +13,7 @@ from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from rigs.store_rig import read_events
 from test_recovery import live
 
-from etcdlite import backup, log, methods, proto
+from etcdlite import backup, log, methods, proto, ranges, txn
 from etcdlite.errors import error
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -1039,6 +1039,31 @@ def test_random_life_is_told_the_same_after_every_restart() -> None:
         rig = MemberRig(rig.disk, rig.story, checkpoint_bytes=1)
         rig.settle()
         rig.story.check(rig.member.state.store)
+
+
+def test_an_answer_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client's large range must not end the process."""
+    rig = filled(300, bytes(3000))
+    everything = proto.RangeRequest(key=b"\0", range_end=b"\0")
+
+    def join(*_: Any) -> Any:
+        raise MemoryError
+        yield
+
+    with monkeypatch.context() as patch:
+        for module in (ranges, reading, txn):
+            patch.setattr(module, "join_steps", join)
+        assert rig.ask(everything) == reading.NO_MEMORY.text
+        assert rig.ask(proto.PutRequest(key=b"more")).header.revision == 302
+        # Its branches are read after the write is applied.
+        late = proto.TxnRequest(
+            success=[
+                proto.RequestOp(request_put=proto.PutRequest(key=b"last")),
+                proto.RequestOp(request_range=everything),
+            ]
+        )
+        assert rig.ask(late) == reading.NO_MEMORY.text
+    assert rig.ask(everything).count == 302
 
 
 def test_reads_that_nobody_waits_for_any_more_are_left_out() -> None:

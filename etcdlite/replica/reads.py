@@ -32,9 +32,9 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from etcdlite import methods, proto, ranges, txn
+from etcdlite import log, methods, proto, ranges, txn
 from etcdlite.auth import Author, RightsUnknown
-from etcdlite.errors import UNAVAILABLE, EtcdError, error
+from etcdlite.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, EtcdError, error
 from etcdlite.options import Options
 from etcdlite.proto import varint, varint64
 from etcdlite.raft import NotLeader, Raft, RequestDropped
@@ -76,6 +76,12 @@ ANSWER_LOST = EtcdError(
     UNAVAILABLE,
     "etcdlite: the answer to this write is lost: a snapshot replaced the state. What was to be "
     "written is written",
+)
+
+NO_MEMORY = EtcdError(
+    RESOURCE_EXHAUSTED,
+    "etcdlite: this member has no memory for the answer: ask for less at once. If it is that to a "
+    "write, what was to be written is written",
 )
 
 BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))
@@ -638,6 +644,11 @@ def _advance(steps: Steps, read: Read) -> bool:
         session.fail(request_id, method, failure)
     except DataDamaged as damage:
         _fail_damaged(read, damage)
+    except MemoryError:
+        # A read changes nothing, and what it had is free now. Other work without memory ends the
+        # process.
+        log.error(NO_MEMORY.text, "no memory for an answer", 0.1)
+        session.fail(request_id, method, NO_MEMORY)
     else:
         return False
     return True
