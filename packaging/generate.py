@@ -330,12 +330,6 @@ def ctl_page() -> str:
 # Completions.
 
 
-def zsh() -> str:
-    """A file of $fpath: the first completion defines the function, and then calls it."""
-    script = completion_script("zsh", ctl.COMMANDS, ctl.GROUPS)
-    return f"#compdef etcdlite-ctl\n{script}_bash_complete -o default -F _etcdlite_ctl\n"
-
-
 def everything() -> dict[str, str]:
     """The generated files, by name."""
     return {
@@ -344,7 +338,7 @@ def everything() -> dict[str, str]:
         "etcdlite-ctl.1": ctl_page(),
         "etcdlite.toml.5": toml_page(),
         "etcdlite-ctl": completion_script("bash", ctl.COMMANDS, ctl.GROUPS),
-        "_etcdlite-ctl": zsh(),
+        "_etcdlite-ctl": completion_script("zsh", ctl.COMMANDS, ctl.GROUPS),
         "etcdlite-ctl.fish": completion_script("fish", ctl.COMMANDS, ctl.GROUPS),
     }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import email.utils
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -123,6 +125,53 @@ def test_fish_completes_commands_and_options(generated):
         assert completed(f"etcdlite-ctl {words} etcdlite.toml.") == ["etcdlite.toml.5"], words
     for words in ("get", "member list"):
         assert completed(f"etcdlite-ctl {words} etcdlite.toml.") == [], words
+
+
+@pytest.mark.parametrize(
+    "typed, completed",
+    [
+        ("mem", "member"),
+        ("get --order A", "--order ASCEND"),
+        ("get --order=D", "--order=DESCEND"),
+        ("-w ta", "-w table"),
+        ("snapshot restore back", "restore backup.db"),
+        ("--cacert back", "--cacert backup.db"),
+    ],
+)
+@pytest.mark.parametrize("is_sourced", [False, True], ids=["of $fpath", "sourced"])
+def test_zsh_completes_from_the_first_tab_on(generated, tmp_path, is_sourced, typed, completed):
+    needs("zsh")
+    (tmp_path / "backup.db").touch()
+    setup = ["autoload -U compinit", "compinit -D", "etcdlite-ctl() { : }", "PS1=READY"]
+    if is_sourced:
+        setup.append(f"source {generated / '_etcdlite-ctl'}")
+    else:
+        setup.insert(0, f"fpath=({generated} $fpath)")
+    (tmp_path / ".zshrc").write_text("\n".join(setup))
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.execvpe("zsh", ["zsh", "-d", "-i"], {**os.environ, "ZDOTDIR": ".", "TERM": "dumb"})
+    try:
+        shown = b""
+
+        def until(text: str) -> None:
+            nonlocal shown
+            while text.encode() not in shown:
+                assert select.select([terminal], [], [], 20)[0], f"no {text!r} in {shown!r}"
+                shown += os.read(terminal, 4096)
+            shown = b""
+
+        until("READY")
+        for _ in range(2):  # The first Tab of a shell reads the file.
+            os.write(terminal, f"etcdlite-ctl {typed}\t".encode())
+            until(completed)
+            os.write(terminal, b"\n")
+            until("READY")
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
 
 
 # --------------------------------------------------------------------------------- the launcher

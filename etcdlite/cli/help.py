@@ -79,9 +79,9 @@ def program_help(commands: Sequence[Command]) -> str:
     )
 
 
-_COMPLETION = """# etcdlite-ctl completion for {shell}
-{prelude}_etcdlite_ctl() {{
-    local word="${{COMP_WORDS[COMP_CWORD]}}" names="" flag="" is_value="" i part
+_COMPLETION = """{head}
+_etcdlite_ctl() {{
+    local word="${{COMP_WORDS[COMP_CWORD]}}" names="" flag="" is_value="" prefix="" i part
     for ((i = 1; i < COMP_CWORD; i++)); do
         part="${{COMP_WORDS[i]}}"
         if [[ "$part" == [=:]* ]]; then  # bash cuts words there
@@ -95,7 +95,7 @@ _COMPLETION = """# etcdlite-ctl completion for {shell}
             names+="${{names:+ }}$part"
         fi
     done
-    [[ "$word" == [=:]* ]] && is_value=1 word=""
+    [[ "$word" == [=:]* ]] && is_value=1 word=""{split}
     local choices=""
     case "$names" in
 {cases}    esac
@@ -108,12 +108,19 @@ _COMPLETION = """# etcdlite-ctl completion for {shell}
     elif [[ "$choices" != *" words"* ]]; then
         choices=""
     fi
-    COMPREPLY=($(compgen -W "${{choices/ words/}}" -- "$word"))
-    if [[ "$word" == --*= || ${{#COMPREPLY[@]}} -eq 0 ]]; then
-        compopt -o default 2>/dev/null
-    fi
+    COMPREPLY=($(compgen -P "$prefix" -W "${{choices/ words/}}" -- "$word"))
 }}
-complete -F _etcdlite_ctl etcdlite-ctl
+complete -o default -F _etcdlite_ctl etcdlite-ctl
+"""
+
+_ZSH_HEAD = "#compdef etcdlite-ctl\nautoload -U +X bashcompinit && bashcompinit"
+_ZSH_SPLIT = """
+    if [[ "$word" == --*=* ]]; then
+        flag="${word%%=*}" prefix="${word%%=*}=" word="${word#*=}" is_value=1
+    fi"""
+_ZSH_FOOT = """if [[ "${funcstack[1]}" == _etcdlite-ctl ]]; then  # the first Tab reads the file
+    _bash_complete -o default -F _etcdlite_ctl
+fi
 """
 
 _VALUES = {
@@ -154,9 +161,10 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
     switches = {flag.name for flag in flags if flag.kind == "bool"}
     valued = [flag for flag in flags if flag.name not in switches]
     spelled = [f"-{f.short}" for f in valued if f.short] + [f"--{f.name}" for f in valued]
-    return _COMPLETION.format(
-        shell=shell,
-        prelude="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
+    is_zsh = shell == "zsh"
+    script = _COMPLETION.format(
+        head=_ZSH_HEAD if is_zsh else "# etcdlite-ctl completion for bash",
+        split=_ZSH_SPLIT if is_zsh else "",
         cases="".join(seconds + cases),
         valued=" ".join(dict.fromkeys(spelled)),
         values="".join(
@@ -164,6 +172,7 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
         ),
         global_flags=_words((*GLOBAL_FLAGS, HELP_FLAG)),
     )
+    return script + _ZSH_FOOT * is_zsh
 
 
 def _words(flags: Sequence[Flag]) -> str:
