@@ -314,6 +314,22 @@ def test_a_member_goes_on_while_its_directory_belongs_to_another_user(
     MemberRig(disk.fork(), story, SMALL_LIMITS)
 
 
+def test_a_file_system_that_cannot_reserve_space_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on NFS with musl. A log there waits when a write finds no space."""
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(disk_layer.os, "posix_fallocate", refuse)
+    wal = WAL.create(Disk(), str(tmp_path), b"", 4096)
+    entry = Entry(1, 1, 0, bytes(900))
+    wal.save(None, [entry])
+    wal.close()
+    assert WAL.open(Disk(), str(tmp_path), 4096)[1].entries == [entry]
+
+
 def test_a_thread_waits_for_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
     real, tries = os.open, count(1)

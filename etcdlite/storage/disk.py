@@ -139,14 +139,17 @@ class File:
 
     @_names_file
     def allocate(self, size_bytes: int) -> None:
-        """Reserve zero-filled space up to `size_bytes`: later writes there cannot run out of it.
-        After an error none of it is taken."""
+        """Reserve zero-filled space up to `size_bytes`, so that later writes there hardly run out
+        of it. After an error none of it is taken."""
         before_bytes = self.size()
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
-        except OSError:
+        except OSError as failure:
             os.ftruncate(self._fd, before_bytes)  # ext4 has reserved what it found.
-            raise
+            if failure.errno != errno.EOPNOTSUPP:
+                raise
+            # As in etcd. NFS, for example, cannot reserve, and unlike glibc musl does not help.
+            os.ftruncate(self._fd, max(before_bytes, size_bytes))
 
     @_names_file
     def sync(self) -> None:
