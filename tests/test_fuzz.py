@@ -25,7 +25,7 @@ from etcdlite.raft import HardState
 from etcdlite.raft_log import Entry
 from etcdlite.ranges import range_steps
 from etcdlite.session import MAX_UNSENT_BYTES
-from etcdlite.storage import checkpoint, data
+from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.layout import DataDamaged
@@ -392,7 +392,7 @@ def iter_records(path: Any) -> Iterator[Any]:
         number = max(file.files)
         file.check_header(number)
         file.flushed = file.offset
-        yield from file.records(number, data.SEGMENT_HEADER.size, chunk_bytes=512)
+        yield from file.records(number, layout.SEGMENT_HEADER.size, chunk_bytes=512)
     finally:
         file.close()
 
@@ -406,7 +406,7 @@ def test_zeros_are_no_records(written, tmp_path):
     source = max((written / "member" / "data").glob("*.seg"), key=lambda path: path.stat().st_size)
     target = tmp_path / source.name
     content = source.read_bytes()
-    first_end = list(iter_records(source))[1][0] & data.OFFSET_MASK
+    first_end = list(iter_records(source))[1][0] & layout.OFFSET_MASK
     target.write_bytes(content[:first_end] + bytes(16) + content[first_end:])
     with pytest.raises(DataDamaged) as damage:
         read_records(target)

@@ -42,7 +42,7 @@ from etcdlite.datadir import StartError
 from etcdlite.listeners import Listeners
 from etcdlite.memory import COLLECT_OBJECTS, collect_only_new_objects
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
-from etcdlite.storage import checkpoint, data
+from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.disk import Disk, File
 from etcdlite.threads import DiskFailed
 
@@ -320,7 +320,7 @@ def test_data_of_a_newer_version_is_refused(stopped):
     segment = files(stopped, "data", ".seg")[-1]
     content = bytearray(segment.read_bytes())
     content[8:12] = newer
-    end = data.SEGMENT_HEADER.size
+    end = layout.SEGMENT_HEADER.size
     content[end - 4 : end] = crc32(content[: end - 4]).to_bytes(4, "little")
     kept = segment.read_bytes()
     segment.write_bytes(content)
