@@ -18,7 +18,12 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from rigs.lone_member import ALWAYS_SLOW_S
 from rigs.processes import ServerProcess
+
+from etcdlite import member
+from etcdlite.replica import reads
+from etcdlite.request import Waiter, about, warn_slow
 
 # A shell's background job ignores Ctrl-C, and so would the processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,6 +56,20 @@ all are done."""
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: number for number, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(autouse=True)
+def every_slow_request_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log names the first of the requests that were slow. In the rigs and the simulator all are
+    slow, and every one is named, those that a member makes itself, too, but not logged."""
+
+    def warn(what: str, took_s: float, expected_s: float, requests: Sequence[Waiter]) -> None:
+        assert all("method" in about(waiter) for waiter in requests)
+        if expected_s != ALWAYS_SLOW_S:
+            warn_slow(what, took_s, expected_s, requests)
+
+    for module in (member, reads):
+        monkeypatch.setattr(module, "warn_slow", warn)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from etcdlite import log, proto
+from etcdlite.methods import MEMBER_CHANGE
 from etcdlite.options import Options
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica import membership
@@ -66,5 +67,5 @@ class ForcedCluster:
 
     def _propose(self, action: int, node: int) -> None:
         change = proto.MemberChange(action=action, member=proto.Member(ID=node))
-        self._writes.propose_change((None, 0, 0, change))
+        self._writes.propose_change((None, 0, MEMBER_CHANGE, change))
         self._batch = self._writes.latest_batch

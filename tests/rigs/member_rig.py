@@ -22,7 +22,7 @@ from etcdlite.storage.disk import Disk
 from etcdlite.storage.steps import finish
 from etcdlite.wire import api
 from rigs.faulty_disk import FaultyDisk
-from rigs.lone_member import run_logins
+from rigs.lone_member import ALWAYS_SLOW_S, run_logins
 from rigs.plain_model import PlainStore
 from rigs.store_rig import check_store
 
@@ -141,8 +141,8 @@ class MemberRig:
         self.notes = opened.notes
         rng = random.Random(5)
         settings: dict[str, Any] = {
-            "warn_apply_s": 1e9,
-            "warn_request_s": 1e9,
+            "warn_apply_s": ALWAYS_SLOW_S,
+            "warn_request_s": ALWAYS_SLOW_S,
             "quota_bytes": 1 << 31,
             "checkpoint_bytes": 1 << 40,
         }

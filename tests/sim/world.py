@@ -26,6 +26,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from rigs.faulty_disk import FaultyDisk
+from rigs.lone_member import ALWAYS_SLOW_S
 
 import etcdlite.etcd_hash  # noqa: F401  Otherwise the first HashKV of a process takes a task more.
 from etcdlite import datadir, frames, log, passwords, proto
@@ -559,8 +560,8 @@ class Node:
                 request_timeout_s=options.get("request_timeout_s", 7.0),
                 election_timeout_s=TICK_S * ELECTION_TICKS,
                 progress_interval_s=options.get("progress_interval_s", 600.0),
-                warn_apply_s=1e9,
-                warn_request_s=1e9,
+                warn_apply_s=ALWAYS_SLOW_S,
+                warn_request_s=ALWAYS_SLOW_S,
                 checkpoint_bytes=options.get("checkpoint_bytes", 1 << 40),
                 cluster_token=TOKEN,
                 strict_reconfig_check=options.get("strict_reconfig_check", True),
