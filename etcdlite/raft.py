@@ -610,13 +610,13 @@ class Raft:
             progress.paused = True
 
     def learner_is_ready(self, node: int) -> bool:
-        """Whether the learner `node` was active recently and has nine tenths of the committed log.
-        etcd promotes a learner by the same rule."""
+        """Whether the learner `node` is active and has nine tenths of the committed log. etcd
+        promotes a learner by the second rule alone."""
         progress = self.progress.get(node)
         return (
             self.role == LEADER
             and progress is not None
-            and progress.recent_active
+            and progress.is_active
             and progress.match * 10 >= self.log.committed * 9
         )
 
@@ -765,7 +765,7 @@ class Raft:
             self._become_follower(self.term, 0)
             return
         for progress in self.progress.values():
-            progress.recent_active = False
+            progress.was_active, progress.recent_active = progress.recent_active, False
 
     # Membership.
 

@@ -19,6 +19,7 @@ class Progress:
     sent_commit       what the last append lets the member commit
     paused            no append is sent until the member answers
     recent_active     a message came since the last check of the quorum
+    was_active        one came between that check and the one before
     pending_snapshot  the index of the snapshot that is being sent, or 0
     kept_index        the log is kept from here until the member has caught up after a snapshot,
                       or 0
@@ -35,7 +36,7 @@ class Progress:
         self.match = 0
         self.next = next
         self.paused = False
-        self.recent_active = False
+        self.recent_active = self.was_active = False
         self.pending_snapshot = 0
         self.kept_index = 0
         self.sent_commit = 0
@@ -66,6 +67,11 @@ class Progress:
         self.sent_commit = 0
         self.inflight.clear()
         self._inflight_bytes = 0
+
+    @property
+    def is_active(self) -> bool:
+        """A message came recently. Just after a check of the quorum none can have come since."""
+        return self.recent_active or self.was_active
 
     def is_paused(self) -> bool:
         return self.paused or self.state == SNAPSHOT

@@ -530,6 +530,25 @@ def entries_of(host: Host) -> list[bytes]:
     return [applied.entry.data for applied in host.history]
 
 
+def test_a_learner_is_ready_at_every_moment_while_it_answers() -> None:
+    """Also just after a check of the quorum, which no answer can have followed yet."""
+    host = Host(Config(id=1), {1}, {2})
+    settle(host)
+    leader = host.raft
+    assert leader.role == raft.LEADER and not leader.learner_is_ready(2)
+    found = Message(raft.APP_RESP, 1, 2, leader.term, leader.log.last)
+    leader.step(found)
+    for _ in range(5 * leader.config.election_ticks):
+        leader.tick()
+        assert leader.learner_is_ready(2)
+        settle(host)
+        leader.step(Message(raft.HEARTBEAT_RESP, 1, 2, leader.term))
+    for _ in range(2 * leader.config.election_ticks):
+        leader.tick()
+        settle(host)
+    assert not leader.learner_is_ready(2), "it is silent"
+
+
 def test_a_single_voter_applies_what_was_proposed_in_order() -> None:
     host = lone()
     assert [host.raft.propose(data) for data in (b"a", b"b", b"c")] == [2, 3, 4]

@@ -354,7 +354,7 @@ class Leadership:
         ready = [
             node
             for node in self._raft.voters - {self._identity.member_id}
-            if self._is_open(node) and progress[node].recent_active
+            if self._is_open(node) and progress[node].is_active
         ]
         return max(ready, key=lambda node: (progress[node].match, node), default=0)
 
