@@ -29,8 +29,7 @@ EXPIRY_LINES_PER_S = 1 / 86400
 """Once a day."""
 
 _PROTOCOLS = {
-    # curl and browsers offer the last two. Over HTTP/2 there is gRPC alone, so it comes last.
-    CLIENTS: ("etcdlite", "http/1.1", "h2"),
+    CLIENTS: ("etcdlite", "h2", "http/1.1"),
     HTTP: ("http/1.1",),
     METRICS: ("http/1.1",),
     PEERS: ("etcdlite-peer",),

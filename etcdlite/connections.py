@@ -34,6 +34,7 @@ from etcdlite.peer import Dial
 from etcdlite.places import Places
 from etcdlite.session import Session, partial_timeout_s
 from etcdlite.turns import SLICE_S, Ready, Turns
+from etcdlite.wire.carried import HTTP_MODULES, Carried, CarryingSession
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import ClientSession, Opening
@@ -58,9 +59,6 @@ Without this limit (TCP_NOTSENT_LOWAT) it holds megabytes for a slow reader, and
 writable only when a third of that is read: a reader of 20 KB/s then looks like one that stands
 still."""
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
-
-HTTP_MODULES = ("h11", "etcdlite.wire.http")
-"""Imported for the first client of HTTP/1.1: they take 30 ms and 2 MB."""
 
 TICKED_PER_TURN = 100
 """A turn enforces the deadlines of at most this many sessions; each takes 5 us."""
@@ -562,7 +560,10 @@ class Connections:
             session = NativeSession(self.member, on_output)
         elif opening.found == "grpc":
             settings = self._settings
-            session = GrpcSession(
+            # As in etcd, clients without TLS speak gRPC alone over HTTP/2.
+            serve_http = partial(_serve_http, connection)
+            kind = partial(CarryingSession, make_http=serve_http) if opening.agreed else GrpcSession
+            session = kind(
                 self.member,
                 on_output,
                 max_streams=settings.max_concurrent_streams,
@@ -571,9 +572,9 @@ class Connections:
                 keepalive_timeout_s=settings.grpc_keepalive_timeout_s,
             )
         else:
-            assert connection.site is not None
             from etcdlite.wire.http import HttpSession
 
+            assert connection.site is not None
             is_local = is_loopback(connection.sock)
             session = HttpSession(self.member, on_output, connection.site, is_local)
         session.client, session.open_by = connection.peer, opening.open_by
@@ -649,6 +650,14 @@ class Connections:
         else:
             self._selector.modify(connection.sock, mask, connection.ready)
         connection.mask = mask
+
+
+def _serve_http(connection: Connection, call: Carried) -> ClientSession:
+    """Make the `StreamSession` of a request."""
+    from etcdlite.wire.http import StreamSession
+
+    assert connection.site is not None
+    return StreamSession(call, connection.site, is_loopback(connection.sock))
 
 
 def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connection]:

@@ -94,9 +94,11 @@ class Answer:
 class Client:
     """h2 on one end, a session of a real member on the other, nothing between them."""
 
+    kind: type[GrpcSession] = GrpcSession
+
     def __init__(self, lone: LoneMember, window: int | None = None, **limits: Any) -> None:
         self.lone = lone
-        self.session = GrpcSession(lone.member, lambda _: None, **limits)
+        self.session = self.kind(lone.member, lambda _: None, **limits)
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()

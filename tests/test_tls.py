@@ -193,6 +193,27 @@ def test_curl_gets_json_although_it_offers_http2(
     assert '"etcdserver"' in done.stdout, done.stderr
 
 
+def test_a_client_that_offers_http_2_and_1_gets_http_2_for_everything(
+    lab: Lab, tls: ServerProcess
+) -> None:
+    made = ssl.create_default_context(cafile=lab.ca.ca)
+    made.set_alpn_protocols(["http/1.1", "h2"])
+    with connect(tls, made) as sock:
+        assert sock.selected_alpn_protocol() == "h2"
+    for path, body, answer in (
+        ("/health", "", '{"health":"true"'),
+        ("/metrics", "", "etcd_server_has_leader 1"),
+        ("/v3/kv/put", '{"key":"aDI=","value":"Yg=="}', '"revision"'),
+        ("/v3/kv/range", '{"key":"aDI="}', '"value":"Yg=="'),
+    ):
+        done = subprocess.run(
+            ["curl", "-sS", "--cacert", lab.ca.ca, "-w", "\n%{http_version} %{http_code}",
+            *(["--data-binary", body] if body else []), f"https://{tls.endpoint}{path}"],
+            capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.stdout.endswith("\n2 200") and answer in done.stdout, done
+
+
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize(
     "alpn, sent, answered",

@@ -151,7 +151,7 @@ def count_routes(metrics: Metrics) -> None:
     for path, route in ROUTES.items():
         answers_a_stream = route.call not in (None, health.Check)
         metrics.add_rpc(route.number, path.decode(), route.is_client_stream, answers_a_stream)
-    metrics.add_rpc(_NOWHERE.number, "", False, False)
+    metrics.add_rpc(NOWHERE.number, "", False, False)
 
 
 _SERVICES = {path.split(b"/")[1] for path in ROUTES}
@@ -161,7 +161,7 @@ class Request:
     """The decoded header of a request."""
 
     __slots__ = (
-        "api_version", "call", "client", "decode", "failure", "handle", "has_leader",
+        "api_version", "call", "client", "decode", "failure", "handle", "has_leader", "http_head",
         "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "size_bytes",
         "timeout_s", "token",
     )  # fmt: skip
@@ -186,13 +186,15 @@ class Request:
         self.api_version = ""
         self.failure: EtcdError | None = None
         """Set if the request is refused because of its header."""
+        self.http_head = b""
+        """Of a request that is not gRPC (`carried.py`)."""
         self.http_status = 200
         self.rpc: Rpc
         self.client: ClientRequests
         """The counters of the client's API version."""
 
 
-_NOWHERE = Route(0, None, None, None, False)
+NOWHERE = Route(0, None, None, None, False)
 
 
 def read_request(headers: Headers) -> Request:
@@ -202,7 +204,7 @@ def read_request(headers: Headers) -> Request:
         metadata = dict(reversed(headers))  # Of these the first counts, as in etcd.
     path = values[b":path"]
     route = ROUTES.get(path)
-    request = Request(route or _NOWHERE)
+    request = Request(route or NOWHERE)
     encoding = _shown(values.get(b"grpc-encoding", b""))
     request.is_packed = encoding == "gzip"
     token = metadata.get(b"token", metadata.get(b"authorization"))
@@ -316,7 +318,7 @@ def gunzip(packed: bytes, max_bytes: int) -> bytes:
     raise EtcdError(INTERNAL, "grpc: failed to decompress the received message: unexpected EOF")
 
 
-class _Stream(Stream):
+class GrpcStream(Stream):
     began = 0.0
     """The member's clock when the header came, in seconds."""
     partial: bytearray | None = None
@@ -339,8 +341,8 @@ class GrpcSession(http2.Connection, ClientSession):
     is_served_to_the_end = True
     """Answers may wait for window updates from the client."""
 
-    stream_class = _Stream
-    streams: dict[int, _Stream]  # type: ignore[assignment]
+    stream_class = GrpcStream
+    streams: dict[int, GrpcStream]  # type: ignore[assignment]
 
     def __init__(
         self, member: Member, on_output: Callable[[GrpcSession], None], **options: Any
@@ -348,14 +350,14 @@ class GrpcSession(http2.Connection, ClientSession):
         """`options`: see `http2.Connection`."""
         super().__init__(on_output, member.clock, member.state.store.limits, **options)
         self.member = member
-        if _NOWHERE.number not in member.metrics.rpcs:
+        if NOWHERE.number not in member.metrics.rpcs:
             count_routes(member.metrics)
         self.calls = Calls(member, self)
         self._max_message_bytes = member.options.max_request_bytes + OVERHEAD_BYTES
-        self._leaving: dict[int, _Stream] = {}
+        self._leaving: dict[int, GrpcStream] = {}
         """Streams that were open when the connection was closed, and are not counted yet."""
         self._partial_bytes = 0
-        self._unread: dict[int, _Stream] = {}
+        self._unread: dict[int, GrpcStream] = {}
         """Streams with `is_unread`, in the order of their turns."""
         self._recalled: dict[tuple[Field, ...], Request] = {}
         """Requests with a deadline, by their headers `_without_timeout`."""
@@ -395,7 +397,7 @@ class GrpcSession(http2.Connection, ClientSession):
     # Requests.
 
     def completed(  # type: ignore[override]
-        self, stream: _Stream, data: bytes, at: int, end: int
+        self, stream: GrpcStream, data: bytes, at: int, end: int
     ) -> None:
         # The hot path of every unary request. Unusual ones take the slow path.
         request: Request = stream.request
@@ -438,7 +440,7 @@ class GrpcSession(http2.Connection, ClientSession):
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, number, _refusal(failure))
 
-    def opened(self, stream: _Stream) -> None:  # type: ignore[override]
+    def opened(self, stream: GrpcStream) -> None:  # type: ignore[override]
         request: Request = stream.request
         rpc = request.rpc
         rpc.started += 1
@@ -464,7 +466,7 @@ class GrpcSession(http2.Connection, ClientSession):
         elif request.call is not None and request.is_client_stream:
             self._open_call(stream)
 
-    def _open_call(self, stream: _Stream) -> None:
+    def _open_call(self, stream: GrpcStream) -> None:
         request: Request = stream.request
         assert request.call is not None
         stream.call = self.calls.open(stream.id, request.number, request.call)
@@ -473,7 +475,7 @@ class GrpcSession(http2.Connection, ClientSession):
                 self._leader_loss = LeaderLoss(self.member)
             self._need_leader.add(stream.id)
 
-    def received(self, stream: _Stream, piece: bytes) -> None:  # type: ignore[override]
+    def received(self, stream: GrpcStream, piece: bytes) -> None:  # type: ignore[override]
         if stream.partial is None:
             self._read_messages(stream, piece)
         elif len(stream.partial) + len(piece) >= stream.needed_bytes and not stream.is_unread:
@@ -499,7 +501,7 @@ class GrpcSession(http2.Connection, ClientSession):
         elif is_open:
             self.renew_window(stream)
 
-    def _take_partial(self, stream: _Stream, piece: bytes) -> bytes:
+    def _take_partial(self, stream: GrpcStream, piece: bytes) -> bytes:
         """Return the input that the stream keeps, followed by `piece`, and keep it no longer."""
         assert stream.partial is not None
         data = b"".join((stream.partial, piece))
@@ -509,7 +511,7 @@ class GrpcSession(http2.Connection, ClientSession):
         self._unread.pop(stream.id, None)
         return data
 
-    def _read_messages(self, stream: _Stream, data: bytes) -> None:
+    def _read_messages(self, stream: GrpcStream, data: bytes) -> None:
         # The hot path of keep-alives, which arrive many at a time.
         request: Request = stream.request
         at = 0
@@ -545,21 +547,21 @@ class GrpcSession(http2.Connection, ClientSession):
                     stream.call.message(message)
                 elif stream.message is None:
                     stream.message = message
-                    self._count_partial(len(message))
+                    self.count_partial(len(message))
                 else:
                     raise EtcdError(INTERNAL, "grpc: more than one message in a unary request")
                 if at == end or stream.tail or self.streams.get(stream.id) is not stream:
                     return
             stream.partial = bytearray(data[at:])
             stream.needed_bytes = needed_bytes
-            self._count_partial(end - at)
+            self.count_partial(end - at)
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, request.number, _refusal(failure))
 
-    def _count_partial(self, size_bytes: int) -> None:
+    def count_partial(self, size_bytes: int) -> None:
         """Count a part of an incomplete request. Raises EtcdError above the limit."""
         self._partial_bytes += size_bytes
-        if self._partial_bytes > MAX_PARTIAL_BYTES:
+        if size_bytes > 0 and self._partial_bytes > MAX_PARTIAL_BYTES:
             raise error("RequestTooManyRequests")
 
     def _unpack_message(self, request: Request, packed: int, message: bytes) -> bytes:
@@ -573,7 +575,7 @@ class GrpcSession(http2.Connection, ClientSession):
             self.conduct.count_noise(excess // GZIP_BYTES_PER_NOISE)
         return unpacked
 
-    def ended(self, stream: _Stream) -> None:  # type: ignore[override]
+    def ended(self, stream: GrpcStream) -> None:  # type: ignore[override]
         request: Request = stream.request
         if stream.is_unread:
             return  # `_read_on` ends it.
@@ -586,7 +588,7 @@ class GrpcSession(http2.Connection, ClientSession):
         else:
             self._run(stream, request, stream.message)
 
-    def _run(self, stream: _Stream, request: Request, message: bytes) -> None:
+    def _run(self, stream: GrpcStream, request: Request, message: bytes) -> None:
         """Run a request of one message."""
         number = request.number
         stream.message = None
@@ -701,7 +703,7 @@ class GrpcSession(http2.Connection, ClientSession):
             status.append(_ENCODINGS)
         self.finish(stream, pack(fields + status))
 
-    def _count_failed(self, stream: _Stream, code: int) -> None:
+    def _count_failed(self, stream: GrpcStream, code: int) -> None:
         stream.request.rpc.fail(code, self.member.clock() - stream.began)
 
     def _fail(self, stream: Stream, code: int, text: str) -> None:
@@ -757,7 +759,7 @@ class GrpcSession(http2.Connection, ClientSession):
             self.send_headers(stream, _HEADER_BLOCK)
         self.finish(stream, _OK_BLOCK)
 
-    def _close(self, request_id: int) -> _Stream | None:
+    def _close(self, request_id: int) -> GrpcStream | None:
         """Close a stream and return it; None if it is not open."""
         stream = self.streams.pop(request_id, None)
         if stream is None or stream is GHOST:
@@ -765,7 +767,7 @@ class GrpcSession(http2.Connection, ClientSession):
         self._let_go(stream)
         return stream
 
-    def _let_go(self, stream: _Stream) -> bool:
+    def _let_go(self, stream: GrpcStream) -> bool:
         """Release what belongs to a stream; True if it was a call."""
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
@@ -777,7 +779,7 @@ class GrpcSession(http2.Connection, ClientSession):
         return self.calls.close(stream.id)
 
     def canceled(self, stream: Stream) -> bool:
-        assert isinstance(stream, _Stream)
+        assert isinstance(stream, GrpcStream)
         is_answered = bool(stream.tail)
         if not is_answered:
             self._count_failed(stream, CANCELED)

@@ -47,6 +47,7 @@ from etcdlite.request import Asked
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
+from etcdlite.wire.carried import Carried
 from etcdlite.wire.health import NOSNIFF, Header
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
@@ -768,6 +769,31 @@ class HttpSession(ClientSession):
             self._drop_input()
         if request is not None and request.id in self.calls:
             self._fail(request, error("Stopped"))
+
+
+class StreamSession(HttpSession):
+    """Serves the one request of a stream of HTTP/2 (`carried.py`)."""
+
+    def __init__(self, carried: Carried, site: Site, is_local: bool) -> None:
+        super().__init__(carried.member, lambda session: carried.resume(), site, is_local)
+        self._carried = carried
+
+    @property
+    def is_blocked(self) -> bool:
+        return self._carried.blocked
+
+    def _send(self, event: Any) -> None:
+        self._conn.send(event)
+        if type(event) is h11.Data:
+            self._carried.send_data(event.data)
+        elif type(event) is h11.EndOfMessage:
+            self._carried.end_answer()
+        else:
+            self._carried.send_head(event.status_code, event.headers)
+
+    def closed(self) -> None:
+        super().closed()
+        del self._carried
 
 
 _UNKNOWN_HOST = (

@@ -179,6 +179,10 @@ GHOST = Stream(0, None)
 GHOST.state = ABANDONED
 
 
+NO_TRAILERS = b"no trailers"
+"""In the place of a header block: the answer ends with its data."""
+
+
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
@@ -679,7 +683,7 @@ class Connection(Session):
             self.abort("it asks for more without reading its answers")
 
     def finish(self, stream: Stream, block: bytes) -> None:
-        """End the answer with this header block, after everything that is held."""
+        """End the answer with this header block or `NO_TRAILERS`, after everything that is held."""
         self.conduct.answers += 1
         if stream.held:
             stream.tail = block
@@ -689,9 +693,11 @@ class Connection(Session):
             self._finish(stream, block)
 
     def _finish(self, stream: Stream, block: bytes) -> None:
-        if self.table_update:
+        if block is NO_TRAILERS:
+            tail = frame(DATA, END_STREAM, stream.id)
+        else:
             block, self.table_update = self.table_update + block, b""
-        tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
+            tail = frame(HEADERS, END_HEADERS | END_STREAM, stream.id, block)
         if stream.state is not HALF_CLOSED:
             # The rest of the request is not needed (RFC 9113, 8.1).
             tail += frame(RST_STREAM, 0, stream.id, _INT.pack(NO_ERROR))

@@ -1,0 +1,213 @@
+"""HTTP requests that come over HTTP/2 and are not gRPC: health checks, metrics, the JSON gateway
+and the page, for clients that agree on `h2` in the handshake of TLS, as curl and browsers do.
+
+HTTP/2 carries what HTTP/1.1 means (RFC 9113, 8). So each request has an `http.StreamSession`, which
+gets it as HTTP/1.1 and serves nothing else. The events of its answer become frames.
+
+What arrives is counted, and waits for the call's turn: an answer such as /metrics takes
+milliseconds, and a hundred requests may arrive at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from etcdlite.errors import UNAVAILABLE, EtcdError, error
+from etcdlite.loading import when_loaded
+from etcdlite.member import Member
+from etcdlite.metrics import ClientRequests
+from etcdlite.wire.calls import Call
+from etcdlite.wire.grpc import NOWHERE, GrpcSession, GrpcStream, Request
+from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
+from etcdlite.wire.http2 import MAX_FRAME_BYTES, NO_TRAILERS
+from etcdlite.wire.http2_state import INTERNAL_ERROR
+
+MAX_CARRIED = 100
+"""Requests of one connection at once; one more is answered with status 503."""
+
+CARRIED_BYTES = 8 << 10
+"""The memory that one occupies besides what it received, approximately."""
+
+HTTP_MODULES = ("h11", "etcdlite.wire.http")
+"""Imported for the first client of HTTP: they take 30 ms and 2 MB."""
+
+
+def is_grpc(headers: Headers) -> bool:
+    """As in etcd, every other request is HTTP."""
+    return b"application/grpc" in dict(headers).get(b"content-type", b"")
+
+
+def head_of(headers: Headers) -> bytes:
+    """The head of the request in HTTP/1.1, up to the field that delimits its body. No line break
+    can be in it (`http2.py`); what else HTTP/1.1 forbids, its parser refuses."""
+    fields = dict(headers)
+    host = fields.get(b":authority", fields.get(b"host", b""))
+    lines = [b"%b %b HTTP/1.1" % (fields[b":method"], fields[b":path"]), b"host: " + host]
+    lines += [
+        b"%b: %b" % field for field in headers if field[0][:1] != b":" and field[0] != b"host"
+    ]
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+class Carried(Call):
+    """One request."""
+
+    wakes = True
+    ticks = True
+
+    def opened(self) -> None:
+        self._http: Any = None
+        """Its `StreamSession`, once the module is imported."""
+        self._input = bytearray()
+        self._counted_bytes = 0
+        self._is_chunked = False
+        self._is_over = False
+        """The answer is complete."""
+
+    def begin(self, carrier: CarryingSession, stream: GrpcStream) -> None:
+        """Serve the request of `stream`."""
+        self._carrier = carrier
+        self._stream = stream
+        self._is_chunked = not stream.is_ended and stream.content_length is None
+        self._input += stream.request.http_head + (
+            b"transfer-encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n"
+        )
+        when_loaded(HTTP_MODULES, self.member.run_task, self._loaded)
+
+    def _loaded(self) -> None:
+        if not self.is_closed:
+            self._http = self._carrier.make_http(self)
+            self._http.client = self._carrier.client
+            self.resume()
+
+    # Input.
+
+    def message(self, body: bytes) -> None:
+        self._receive(b"%x\r\n%b\r\n" % (len(body), body) if self._is_chunked else body)
+
+    def finish(self) -> None:
+        if self._is_chunked:
+            self._receive(b"0\r\n\r\n")
+
+    def _receive(self, data: bytes) -> None:
+        self._input += data
+        self._count()
+        if self._http is not None:
+            self.resume()
+
+    def _count(self) -> None:
+        kept_bytes = len(self._input) + (0 if self._http is None else self._http.kept_bytes)
+        change, self._counted_bytes = kept_bytes - self._counted_bytes, kept_bytes
+        self._carrier.count_partial(change)
+
+    def produce(self) -> None:
+        http, received = self._http, self._input
+        if received and not http.is_full:
+            piece = bytes(received[:MAX_FRAME_BYTES])
+            del received[:MAX_FRAME_BYTES]
+            http.receive(piece)
+        if http.has_more:
+            http.produce()
+        self._count()
+        self.is_ready = http.has_more or (bool(received) and not http.is_full)
+        if self._is_over:
+            self._carrier.end_http(self._stream)
+        elif http.is_closing:
+            raise EtcdError(UNAVAILABLE, http.why_aborted)
+
+    def wake(self) -> None:
+        if self._http is not None:
+            self._http.unblocked()
+            self.resume()
+
+    def tick(self, now: float) -> None:
+        if self._http is not None:
+            self._http.tick(now)
+
+    def close(self) -> None:
+        self._carrier.count_partial(-self._counted_bytes)
+        if self._http is not None:
+            self._http.closed()
+            self._http = None
+        del self._carrier, self._stream
+
+    # Output.
+
+    def send_head(self, status: int, fields: Iterable[Field]) -> None:
+        block = [(b":status", b"%d" % status)]
+        block += [(name.lower(), value) for name, value in fields if name.lower() != b"connection"]
+        self._carrier.send_headers(self._stream, pack(block))
+
+    def send_data(self, data: bytes) -> None:
+        self._carrier.send_data(self._stream, b"", data)
+
+    def end_answer(self) -> None:
+        self._is_over = True
+        self.resume()
+
+
+class CarryingSession(GrpcSession):
+    """A connection with requests of gRPC and of HTTP."""
+
+    def __init__(
+        self,
+        member: Member,
+        on_output: Callable[[GrpcSession], None],
+        make_http: Callable[[Carried], Any],
+        **options: Any,
+    ) -> None:
+        """`make_http` makes the `StreamSession` of a request. `options`: see `GrpcSession`."""
+        super().__init__(member, on_output, **options)
+        self.make_http = make_http
+        self._carried: set[int] = set()
+        """The streams with requests of HTTP."""
+
+    def read_request(self, headers: Headers) -> Request:
+        if is_grpc(headers):
+            return super().read_request(headers)
+        request = Request(NOWHERE._replace(call=Carried, is_client_stream=True))
+        request.http_head = head_of(headers)
+        request.http_status = 503
+        """If it fails before its session answers."""
+        request.size_bytes = CARRIED_BYTES + 2 * list_bytes(headers)
+        # What its session does is counted there.
+        request.rpc, request.client = self.member.metrics.rpcs[NOWHERE.number], ClientRequests()
+        return request
+
+    def _open_call(self, stream: GrpcStream) -> None:
+        if not stream.request.http_head:
+            super()._open_call(stream)
+        elif len(self._carried) >= MAX_CARRIED:
+            self.fail(stream.id, NOWHERE.number, error("RequestTooManyRequests"))
+        else:
+            self._carried.add(stream.id)
+            call = self.calls.open(stream.id, NOWHERE.number, Carried)
+            assert isinstance(call, Carried)
+            stream.call = call
+            call.begin(self, stream)
+
+    def _read_messages(self, stream: GrpcStream, data: bytes) -> None:
+        if not stream.request.http_head:
+            super()._read_messages(stream, data)
+            return
+        try:
+            stream.call.message(data)
+        except EtcdError as failure:
+            self.fail(stream.id, NOWHERE.number, failure)
+
+    def end_http(self, stream: GrpcStream) -> None:
+        """The answer to a request of HTTP is complete."""
+        self._close(stream.id)
+        self.finish(stream, NO_TRAILERS)
+
+    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+        if request_id in self._carried and self.streams[request_id].headers_sent:
+            # What was sent must not look complete.
+            self.reset_stream(request_id, INTERNAL_ERROR)
+        else:
+            super().fail(request_id, method, failure)
+
+    def _let_go(self, stream: GrpcStream) -> bool:
+        self._carried.discard(stream.id)
+        return super()._let_go(stream)
