@@ -41,16 +41,8 @@ from etcdlite.etcd_file import REVISION, STEP_ITEMS, Records, contents, hand_ove
 from etcdlite.limits import Limits
 from etcdlite.mvcc import Store
 from etcdlite.passwords import is_bcrypt
+from etcdlite.storage import layout
 from etcdlite.storage.history import History
-from etcdlite.storage.layout import (
-    ALARM,
-    AUTH,
-    AUTH_ROLE,
-    AUTH_USER,
-    LEASE,
-    MEMBER,
-    REMOVED,
-)
 from etcdlite.storage.steps import sort_steps
 
 VERSION = "3.5.0"
@@ -65,14 +57,14 @@ class EtcdImage:
     def __init__(self, store: Store) -> None:
         """Take the state of the store, which is at a mark. Raises OSError."""
         self._small = {
-            b"lease": dict(store.buckets.get(LEASE, {})),
+            b"lease": dict(store.buckets.get(layout.LEASE, {})),
             b"alarm": dict(_alarms(store)),
             b"auth": dict(_auth(store)),
-            b"authUsers": dict(store.buckets.get(AUTH_USER, {})),
-            b"authRoles": dict(store.buckets.get(AUTH_ROLE, {})),
+            b"authUsers": dict(store.buckets.get(layout.AUTH_USER, {})),
+            b"authRoles": dict(store.buckets.get(layout.AUTH_ROLE, {})),
             b"members": dict(_members(store)),
             b"members_removed": {
-                key.hex().encode(): b"removed" for key in store.buckets.get(REMOVED, ())
+                key.hex().encode(): b"removed" for key in store.buckets.get(layout.REMOVED, ())
             },
             b"cluster": {b"clusterVersion": VERSION.encode()},
             b"meta": dict(_meta(store)),
@@ -128,19 +120,19 @@ def _sorted_steps(
 
 
 def _alarms(store: Store) -> Iterable[Item]:
-    for key in store.buckets.get(ALARM, ()):
+    for key in store.buckets.get(layout.ALARM, ()):
         alarm = proto.AlarmMember(memberID=int.from_bytes(key[:8], "big"), alarm=key[8])
         yield alarm.encode(), b""
 
 
 def _auth(store: Store) -> Iterable[Item]:
-    settings = store.buckets.get(AUTH, {})
+    settings = store.buckets.get(layout.AUTH, {})
     yield b"authEnabled", settings.get(b"enabled", b"\0")
     yield b"authRevision", settings.get(b"revision", b"\1").rjust(8, b"\0")
 
 
 def _members(store: Store) -> Iterable[Item]:
-    for key, record in store.buckets.get(MEMBER, {}).items():
+    for key, record in store.buckets.get(layout.MEMBER, {}).items():
         member = proto.Member.decode(record)
         fields = {"id": member.ID, "peerURLs": list(member.peerURLs)}
         if member.isLearner:
@@ -153,7 +145,8 @@ def _members(store: Store) -> Iterable[Item]:
 
 
 def _meta(store: Store) -> Iterable[Item]:
-    members = [proto.Member.decode(record) for record in store.buckets.get(MEMBER, {}).values()]
+    stored = store.buckets.get(layout.MEMBER, {})
+    members = [proto.Member.decode(record) for record in stored.values()]
     state = {"voters": sorted(m.ID for m in members if not m.isLearner), "auto_leave": False}
     learners = sorted(m.ID for m in members if m.isLearner)
     if learners:

@@ -32,7 +32,6 @@ from etcdlite.storage import layout
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import Index
 from etcdlite.storage.layout import PUT, TOMBSTONE
-from etcdlite.storage.layout import U64 as OWN_U64
 from etcdlite.storage.recovery import Contents
 
 MAX_INDEX = 1 << 62
@@ -263,7 +262,7 @@ class EtcdBackup:
             layout.AUTH_ROLE: self._roles,
         }
         if self.compacted:
-            contents.buckets[layout.COMPACTED] = {b"": OWN_U64.pack(self.compacted)}
+            contents.buckets[layout.COMPACTED] = {b"": layout.U64.pack(self.compacted)}
         store = Store(Lessor(), contents, DEFAULT_LIMITS)
         if self.compacted:
             # Etcd may have been about to drop some of it.

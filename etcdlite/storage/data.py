@@ -28,13 +28,7 @@ from zlib import crc32
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage import layout
 from etcdlite.storage.disk import PASSING, Disk, File
-from etcdlite.storage.layout import (
-    OFFSET_MASK,
-    RECORD_HEADER,
-    RECORD_HEADER_BYTES,
-    DataDamaged,
-    record,
-)
+from etcdlite.storage.layout import OFFSET_MASK, RECORD_HEADER, RECORD_HEADER_BYTES, DataDamaged
 
 RECENT_OVERHEAD_BYTES = 160
 """What a recent record takes in memory besides its body: two objects and a place in a dict."""
@@ -58,9 +52,8 @@ MAX_SEGMENT_BYTES = 1 << 31
 """Beyond this size a segment cannot go on if the next one cannot be made: an offset has 32 bits."""
 
 _NAME = re.compile(r"[0-9a-f]{16}\.seg")
-_LEAST_FILL = 2 * RECORD_HEADER_BYTES + layout.BUCKET_BODY.size + layout.MARK_BODY.size
-"""Bytes of the records with which `DataFile.fill_page` fills a page, without filling."""
-
+_LEAST_FILL_BYTES = 2 * RECORD_HEADER_BYTES + layout.BUCKET_BODY.size + layout.MARK_BODY.size
+"""The size of the two records of `DataFile.fill_page`, without anything that fills."""
 _RECORD_WORD = struct.Struct("<4xI")
 
 
@@ -106,13 +99,13 @@ class DataFile:
 
     def append(self, kind: int, body: bytes) -> int:
         """Add a record; it reaches the file with `flush`. Returns its location."""
-        location = self.append_block(record(kind, body))
+        location = self.append_block(layout.record(kind, body))
         self.recent[location] = body
         self.recent_bytes += len(body) + RECENT_OVERHEAD_BYTES
         return location
 
     def append_block(self, block: bytes) -> int:
-        """Add whole records, made by `record`. Returns the location of the first."""
+        """Add whole records, made by `layout.record`. Returns the location of the first."""
         location = self.base | self.offset
         self.out.append(block)
         self.offset += len(block)
@@ -130,7 +123,7 @@ class DataFile:
     def _append_unkept(self, kind: int, body: bytes) -> None:
         """Append a record that only recovery reads. It counts as garbage from the start, because
         the next checkpoint replaces it."""
-        self.append_block(record(kind, body))
+        self.append_block(layout.record(kind, body))
         self.garbage[self.active] += RECORD_HEADER_BYTES + len(body)
 
     def flush(self) -> None:
@@ -149,9 +142,10 @@ class DataFile:
         arguments and `flush`."""
         gap = -self.offset % self.disk.page_bytes
         if gap:
-            if gap < _LEAST_FILL:
+            if gap < _LEAST_FILL_BYTES:
                 gap += self.disk.page_bytes
-            body = layout.BUCKET_BODY.pack(layout.CLEANED, False, 0) + bytes(gap - _LEAST_FILL)
+            filling = bytes(gap - _LEAST_FILL_BYTES)
+            body = layout.BUCKET_BODY.pack(layout.CLEANED, False, 0) + filling
             self._append_unkept(layout.BUCKET, body)
             self.append_mark(index, term, revision)
             self.flush()

@@ -38,14 +38,7 @@ from etcdlite.storage import layout
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.disk import Disk, File
 from etcdlite.storage.index import Index
-from etcdlite.storage.layout import (
-    MARK,
-    MOVED,
-    PUT,
-    RECORD_HEADER_BYTES,
-    TOMBSTONE,
-    key_and_revision,
-)
+from etcdlite.storage.layout import MOVED, PUT, RECORD_HEADER_BYTES, TOMBSTONE, key_and_revision
 
 _PLACE = struct.Struct(">QIQI")
 """Of a moved record: revision, sub-revision, location, size. Big-endian, so that bytes sort."""
@@ -59,7 +52,7 @@ READ_RECORDS = 256
 """The most moved records that are read at once."""
 
 _CHANGES = frozenset((PUT, TOMBSTONE))
-_CHANGES_AND_MARKS = frozenset((PUT, TOMBSTONE, MARK))
+_CHANGES_AND_MARKS = frozenset((PUT, TOMBSTONE, layout.MARK))
 
 
 class Changes(NamedTuple):
@@ -181,7 +174,7 @@ class History:
                     words, end = data.words(number, offset, limits.history_chunk_bytes)
                     kinds = [word & 15 for word in words]
                     if words and _CHANGES_AND_MARKS.issuperset(kinds):
-                        marks = kinds.count(MARK)
+                        marks = kinds.count(layout.MARK)
                         count += len(kinds) - marks
                         size += (sum(words) - sum(kinds) >> 4) - marks * layout.MARK_BODY.size
                         numbering.reset()

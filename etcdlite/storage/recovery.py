@@ -19,15 +19,7 @@ from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.data import SCAN_CHUNK_BYTES, DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.index import HEAD, Index
-from etcdlite.storage.layout import (
-    BUCKET,
-    MARK,
-    MOVED,
-    PUT,
-    RECORD_HEADER_BYTES,
-    DataDamaged,
-    key_and_revision,
-)
+from etcdlite.storage.layout import BUCKET, MARK, MOVED, PUT, RECORD_HEADER_BYTES, DataDamaged
 from etcdlite.storage.past import DEAD
 from etcdlite.versions import OLDEST
 
@@ -80,7 +72,7 @@ class Contents:
         location = self.data.append(kind, body)
         self._replay(location, (kind,), (body,))
         self._settle()
-        key, mod = key_and_revision(body)
+        key, mod = layout.key_and_revision(body)
         if not self.index.is_at(key, mod, location):
             raise ValueError(f"revision {mod} changes a key twice")
 
@@ -253,7 +245,7 @@ class Contents:
     def _replay_move(self, location: int, body: bytes) -> None:
         index = self.index
         self._settle()
-        key, mod = key_and_revision(body)
+        key, mod = layout.key_and_revision(body)
         old = index.move(key, mod, location)
         if old != location:
             # A version without an old place is not needed any more.
