@@ -30,7 +30,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.proto import VARINTS, varint, varint64
 from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.data import RECENT_OVERHEAD_BYTES
-from etcdlite.storage.disk import PASSING, Disk
+from etcdlite.storage.disk import TRANSIENT, Disk
 from etcdlite.storage.index import HEAD, Numbered
 from etcdlite.storage.key_changes import KeyChanges
 from etcdlite.storage.layout import PUT, RECORD_HEADER, RECORD_HEADER_BYTES, U64, DataDamaged
@@ -183,23 +183,25 @@ class Store:
         """Set a key. The caller has checked the lease."""
         self.put_all(((key, value, lease),))
 
-    def put_all(self, puts: Sequence[tuple[bytes, bytes, int]], ends_each: bool = False) -> None:
-        """As `put`, for several keys: (key, value, lease). `ends_each`: as if `end_revision`
-        followed each of them."""
+    def put_all(
+        self, puts: Sequence[tuple[bytes, bytes, int]], own_revisions: bool = False
+    ) -> None:
+        """As `put`, for several keys: (key, value, lease). `own_revisions`: each gets a revision of
+        its own, as if `end_revision` followed it. Not while `is_writing`."""
         # The hottest path of the program: flat, with code of `Past` and `DataFile`.
         index, data, events = self.index, self.data, self.events
         heads, out, recent = index.heads, data.out, data.recent
         find, unpack_from, long_pasts = heads.find, HEAD.unpack_from, index.past.long
         base, offset = data.base, data.offset
         mod, last_create, mod_varint = self.revision, 0, b""
-        if not ends_each:
+        if not own_revisions:
             mod += 1
             mod_varint = varint(mod)
             if puts and not self._first_location:
                 self._first_location = base | offset
         for key, value, lease in puts:
             location = base | offset
-            if ends_each:
+            if own_revisions:
                 mod += 1
                 mod_varint = varint(mod)
                 index.revisions.append(location)
@@ -238,7 +240,7 @@ class Store:
         overhead_bytes = (RECENT_OVERHEAD_BYTES - RECORD_HEADER_BYTES) * len(puts)
         data.recent_bytes += offset - data.offset + overhead_bytes
         data.offset = offset
-        if ends_each:
+        if own_revisions:
             self.revision = mod
 
     def delete(self, keys: list[bytes]) -> None:
@@ -614,7 +616,7 @@ class Store:
             staged.finish()
             self.fill_page()
         except OSError as failure:
-            if failure.errno not in PASSING:
+            if failure.errno not in TRANSIENT:
                 raise
             if staged is not None:
                 staged.discard()

@@ -12,8 +12,8 @@ Invariants
     A segment is complete (header written and synced, file renamed, folder synced) before its first
     frame is written. Its header repeats the state of the log up to there, so that an earlier
     segment can be removed once a snapshot covers its entries.
-    After an `OSError` the log refuses every later write: the state of the file is unknown until
-    it is opened again.
+    After an `OSError` the log refuses every later write, because the state of the file is unknown
+    until it is opened again; but a frame that finds no space is written again in the same place.
 
 The log never returns an entry that was not saved, and never drops one that was synced: unless the
 last frame is provably torn, `WAL.open` raises `WALDamaged` and changes nothing.
@@ -262,8 +262,8 @@ class WAL:
     """An open log. Made by `WAL.create` or `WAL.open`.
 
     `hard_state`, `snapshot` (index, term) and `last_index` are those last saved; `failed` is True
-    after an `OSError`, unless the call may be repeated. Without `sync_enabled` (`unsafe-no-fsync`)
-    a save survives the end of the process, but no loss of power."""
+    after an `OSError`, unless only space was missing: then `save` may be called again. Without
+    `sync_enabled` (`unsafe-no-fsync`) a save survives the end of the process, but no power loss."""
 
     def __init__(
         self,
@@ -389,7 +389,7 @@ class WAL:
 
         Indexes of `entries` are consecutive; the first is above the snapshot's and at most
         `last_index` + 1. Entries from there on that were saved earlier are replaced. Raises OSError
-        (then the log has `failed`, or lacks space), WALError if it had failed before, ValueError on
+        (then the log has `failed`, or no space), WALError if it had failed before, ValueError on
         more than MAX_FRAME_BYTES; then nothing was written."""
         parts: list[bytes] = []
         if hard_state is not None:
@@ -481,7 +481,7 @@ class WAL:
             body, self._frame_sequence, position, self._salt, self._chain, self._seal
         )
         began = time.perf_counter()
-        while not self._wrote(file, frame, position):
+        while not self._try_write(file, frame, position):
             pass
         self.write_s += time.perf_counter() - began
         self.written_bytes += size_bytes
@@ -492,9 +492,9 @@ class WAL:
         self._chain = chain
         self.failed = False
 
-    def _wrote(self, file: File, frame: bytes, position: int) -> bool:
-        """Write a frame in reserved space. There may be none if the file system copies on write
-        (Btrfs, ZFS): a thread waits and gets False, and another caller may `save` again."""
+    def _try_write(self, file: File, frame: bytes, position: int) -> bool:
+        """Write a frame. Without space (Btrfs and ZFS copy on write, so what is reserved does not
+        help) this waits and returns False, or raises in the main thread, which must not wait."""
         try:
             file.pwrite(frame, position)
             return True

@@ -517,7 +517,7 @@ def test_puts_that_end_a_revision_each_write_what_single_puts_write() -> None:
     for index in range(1, 100):
         keys = rng.choices([b"key%02d" % n for n in range(20)], k=rng.choice((1, 2, 5, 9)))
         puts = [(key, b"v" * rng.randrange(40), 0) for key in keys]
-        together.put_all(puts, ends_each=True)
+        together.put_all(puts, own_revisions=True)
         for key, value, lease in puts:
             apart.put(key, value, lease)
             apart.end_revision()

@@ -8,7 +8,7 @@ the sessions that wait for them. `change_membership` applies an entry that chang
 Invariants: the same requests in the same order lead to the same state on every member. So nothing
 here depends on chance, on what other members can be reached, or on a clock (the clock only starts
 the timers of leases, on the leader). A request either fails before its first change or is carried
-out completely. `refusal` alone decides which writes an active alarm forbids.
+out completely. `refuse` alone decides which writes an active alarm forbids.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class State:
         writable: KeySet | None = None
         """What the author may write, as of the last plain put."""
         plain_puts: list[Waiter] = []
-        """Puts without a lease or an option, still to be carried out. They precede `waiter`."""
+        """Those without a lease or an option that precede `waiter` and are not carried out yet."""
         for waiter in requests:
             session, request_id, method, request = waiter
             is_plain_put = method == methods.PUT and not (
@@ -159,7 +159,7 @@ class State:
                 yield
             try:
                 if auth.enabled:
-                    if is_plain_put:  # It changes neither the author nor its rights.
+                    if is_plain_put:  # Such a put changes neither the author nor its rights.
                         if writable is None:
                             yield from auth.learn_steps(auth.author)
                             writable = auth.writable(auth.author)
@@ -190,7 +190,7 @@ class State:
                     small = txn.small_txn(store, request, session is not None)
                     if small is not None:
                         answer = small
-                        self.metrics.count_txn(request, answer.startswith(b"\x10"))
+                        self.metrics.count_txn(request, answer.startswith(b"\x10"))  # succeeded
                     else:
                         applied = yield from txn.apply_steps(store, request, session is not None)
                         self.metrics.count_txn(request, applied.succeeded)
@@ -241,10 +241,10 @@ class State:
         return failed
 
     def _put(self, waiters: list[Waiter]) -> None:
-        """Carry out puts without a lease or an option, and answer them."""
+        """Carry out plain puts, and answer them."""
         revision, header = self.store.revision, self.identity.header
         puts = [(request.key, request.value, 0) for _, _, _, request in waiters]
-        self.store.put_all(puts, ends_each=True)
+        self.store.put_all(puts, own_revisions=True)
         self.metrics.puts += len(puts)
         for session, request_id, method, _ in waiters:
             revision += 1

@@ -27,7 +27,7 @@ from zlib import crc32
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.storage import layout
-from etcdlite.storage.disk import PASSING, Disk, File
+from etcdlite.storage.disk import TRANSIENT, Disk, File
 from etcdlite.storage.layout import OFFSET_MASK, RECORD_HEADER, RECORD_HEADER_BYTES, DataDamaged
 
 RECENT_OVERHEAD_BYTES = 160
@@ -192,7 +192,7 @@ class DataFile:
                 file.close()
                 self.disk.unlink(file.path)
             goes_on = self.active and self.disk.may_append(self.files[self.active])
-            if failure.errno not in PASSING or not goes_on or self.offset > MAX_SEGMENT_BYTES:
+            if failure.errno not in TRANSIENT or not goes_on or self.offset > MAX_SEGMENT_BYTES:
                 raise
             return
         if self.active:

@@ -6,7 +6,7 @@ way, so that tests can put a faulty or simulated disk in its place.
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
 may have dropped the dirty pages and cleared the error), so the caller must not retry: it ends the
 process. A call that found no space, no free descriptor or no access may be repeated. In a thread,
-methods wait for the last two by themselves, and `create` for space, too; other callers `pause`.
+methods wait for a descriptor and access by themselves, and `create` for space, too; others `pause`.
 
 The one thread here does work that no caller can wait for: see `_Eraser`.
 """
@@ -32,7 +32,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EMFILE, errno.ENFILE, errno.EACCES)
 """No file descriptor is free, or a directory has another owner or mode than before."""
 
-PASSING = NO_SPACE + REFUSED
+TRANSIENT = NO_SPACE + REFUSED
 """Errors after which another attempt may succeed later."""
 
 PAUSE_S = 1.0
@@ -50,8 +50,8 @@ _is_stopping = threading.Event()
 
 
 def pause(failure: OSError) -> None:
-    """Wait before a call is repeated that failed with one of `PASSING`. Raises `failure` instead in
-    the main thread, which must not wait, and once the process stops."""
+    """Wait before a call that failed with one of `TRANSIENT` is repeated. Raises `failure` instead
+    in the main thread, which must not wait, and once the process stops."""
     if threading.current_thread() is threading.main_thread():
         raise failure
     if not log.limited("exhausted", 0.1):
@@ -69,7 +69,7 @@ def stop_waiting() -> None:
 
 
 def _patiently(call: Callable[..., Any], *args: Any) -> Any:
-    """The result of `call`, which is repeated while it is `REFUSED` (see `pause`)."""
+    """The result of `call`, repeated while it fails with one of `REFUSED` (see `pause`)."""
     for pauses in range(MAX_PAUSES + 1):
         try:
             return call(*args)
@@ -139,8 +139,8 @@ class File:
 
     @_names_file
     def allocate(self, size_bytes: int) -> None:
-        """Reserve zero-filled space up to `size_bytes`, so that later writes there hardly run out
-        of it. After an error none of it is taken."""
+        """Reserve zero-filled space up to `size_bytes`, so that later writes there find it,
+        unless the file system copies on write. After an error none of it is taken."""
         before_bytes = self.size()
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
@@ -148,7 +148,7 @@ class File:
             os.ftruncate(self._fd, before_bytes)  # ext4 has reserved what it found.
             if failure.errno != errno.EOPNOTSUPP:
                 raise
-            # As in etcd. NFS, for example, cannot reserve, and unlike glibc musl does not help.
+            # As in etcd. NFS, for example, cannot reserve; glibc then writes zeros, but not musl.
             os.ftruncate(self._fd, max(before_bytes, size_bytes))
 
     @_names_file
