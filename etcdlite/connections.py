@@ -561,8 +561,8 @@ class Connections:
         elif opening.found == "grpc":
             settings = self._settings
             # As in etcd, clients without TLS speak gRPC alone over HTTP/2.
-            serve_http = partial(_serve_http, connection)
-            kind = partial(CarryingSession, make_http=serve_http) if opening.agreed else GrpcSession
+            make_http = partial(_make_http, connection)
+            kind = partial(CarryingSession, make_http=make_http) if opening.agreed else GrpcSession
             session = kind(
                 self.member,
                 on_output,
@@ -652,8 +652,8 @@ class Connections:
         connection.mask = mask
 
 
-def _serve_http(connection: Connection, call: Carried) -> ClientSession:
-    """Make the `StreamSession` of a request."""
+def _make_http(connection: Connection, call: Carried) -> ClientSession:
+    """The `StreamSession` of a request."""
     from etcdlite.wire.http import StreamSession
 
     assert connection.site is not None

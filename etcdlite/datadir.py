@@ -336,9 +336,9 @@ def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
         if not _SNAPSHOT_NAME.fullmatch(name):
             continue
         index = int(name[len(_SNAPSHOT) :], 16)
-        # The member's own checkpoints set the marker, too.
-        is_whole = disk.exists(f"{data}/{CHECKPOINT}")
-        is_older = not is_whole or checkpoint.applied_index(disk, data) < index
+        # The member's own checkpoints set the marker, too. Data without one was being removed.
+        has_checkpoint = disk.exists(f"{data}/{CHECKPOINT}")
+        is_older = not has_checkpoint or checkpoint.applied_index(disk, data) < index
         if index == marker_index and is_older:
             install_snapshot(disk, data, index)
         else:

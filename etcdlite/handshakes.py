@@ -7,7 +7,7 @@ a crowd that the thread cannot keep up with delays itself; a client that comes a
 No step is taken for a connection that the other side has closed.
 
 A handshake that has begun holds about 50 KiB. So the number of those is limited, and the oldest one
-of the address with the most gives way: an honest one ends within some round trips.
+of the address with the most gives way: an honest one ends within a few round trips.
 """
 
 from __future__ import annotations

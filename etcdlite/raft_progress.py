@@ -70,7 +70,7 @@ class Progress:
 
     @property
     def is_active(self) -> bool:
-        """A message came recently. Just after a check of the quorum none can have come since."""
+        """A message came since the check of the quorum before the last, which may be just now."""
         return self.recent_active or self.was_active
 
     def is_paused(self) -> bool:

@@ -1,4 +1,4 @@
-"""The threads, which exist only for calls that block in the kernel:
+"""The threads, for what would hold up the loop: calls that block in the kernel, and passwords.
 
     log     appends to the write-ahead log and syncs it. While it syncs, the loop gathers the next
             batch, and the thread takes all of it at once: group commit without a timer. While the
@@ -40,7 +40,7 @@ a connection is lost, and the kernel repeats it only after a second; so every ot
 short, and one follows soon after the network is whole again."""
 
 SHAKE_TIMEOUT_S = 5.0
-"""The time limit for the handshake of TLS with it."""
+"""The time limit for the TLS handshake with another member."""
 
 
 class DiskFailed(Exception):
@@ -56,8 +56,8 @@ LONGEST_SYNC_S = 0.005
 others, a long sync would hold up the heartbeats, too."""
 
 ALONE_AGAIN_S = 1.0
-"""After a client asked for something during a sync that was not quick, the thread saves for this
-long."""
+"""A member without others: after a client asked for something during a sync that was not quick, the
+thread saves for this long."""
 
 SLOW_SYNC_S = 0.02
 SLOW_SYNC_PAUSE = 25
@@ -252,7 +252,7 @@ class Dialed(NamedTuple):
     peer: str
     result: socket.socket | OSError
     channel: Channel | None = None
-    """None: the connection is plain. If its steps are long, it is established."""
+    """None: the connection is plain. If `steps_are_long`, its handshake is complete."""
     plaintext: bytes = b""
     """What came with the end of the handshake."""
 
@@ -281,8 +281,8 @@ def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
     except OSError as failure:
         why = failure.with_traceback(None)
     except Exception as failure:
-        # UnicodeError: no name of a host; another member may have published it. Whatever it is,
-        # without a result nobody would dial again.
+        # Without a result nobody would dial again. UnicodeError: another member may have published
+        # what is no name of a host.
         why = OSError(str(failure) or repr(failure))
     if sock is not None:
         sock.close()

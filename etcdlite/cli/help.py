@@ -131,7 +131,7 @@ _VALUES = {
     "load": "s m l xl",
     "format": "etcdlite etcd",
 }
-"""What a flag may be set to, of those that take one of a few words."""
+"""The words of each flag that accepts only a few."""
 
 SHELLS = ("bash", "fish", "zsh")
 """Those for which there is a completion script."""

@@ -80,8 +80,8 @@ ANSWER_LOST = EtcdError(
 
 NO_MEMORY = EtcdError(
     RESOURCE_EXHAUSTED,
-    "etcdlite: this member has no memory for the answer: ask for less at once. If it is that to a "
-    "write, what was to be written is written",
+    "etcdlite: this member has no memory for the answer: ask for less at once. If the request "
+    "was a write, it was carried out",
 )
 
 BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))

@@ -1,4 +1,4 @@
-"""The layout of the data file: segments, records, buckets, and the errors of files that differ.
+"""The layout of the data file (segments, records, buckets), and the errors for damaged files.
 
 On disk, all integers little-endian. `data/%016x.seg`, the number being the segment's:
 
@@ -69,6 +69,7 @@ LEASE = 2
 MEMBER = 3
 """Bucket of `Member` messages by member id, u64 big-endian."""
 ALARM = 4
+"""Bucket of active alarms. Key: member id, u64 big-endian, and kind, u8. The value is empty."""
 CLEANED = 5
 """Bucket of the numbers, u64, of segments that cleaning has emptied and removed."""
 REMOVED = 6
@@ -76,7 +77,7 @@ REMOVED = 6
 AUTH = 7
 AUTH_USER = 8
 AUTH_ROLE = 9
-"""Buckets of the users, roles and settings of `auth.py`."""
+"""Buckets of the settings, users and roles; see `auth.py`."""
 CLUSTER = 10
 """Bucket of the cluster version; see `replica/cluster_version.py`."""
 CLUSTER_VERSION = b"version"
@@ -86,8 +87,8 @@ TIMES = 12
 USERS = 13
 """Buckets of times and users by revision; see `replica/timeline.py`."""
 SUB = 11
-"""Not a bucket, but a mark in the form of one: a BUCKET record that removes the key n, u32, from it
-says that the next record has sub-revision n. It has no effect on programs that do not know it."""
+"""Not a bucket: a BUCKET record that removes the key n, u32, from it says that the next record has
+sub-revision n. Programs that do not know this see the removal of a key that does not exist."""
 
 MAX_BODY_BYTES = (1 << 28) - 1
 
@@ -120,12 +121,12 @@ class DataRefused(DataDamaged):
 
 
 class DataAltered(DataRefused):
-    """A sealed file holds something else than what was written to it, and it is no accident."""
+    """A sealed file holds something other than what was written to it, and not by accident."""
 
 
 class KeyMissing(DataRefused):
-    """A file under `data/` is sealed with the key `key_id`, which is not there. `given`: the ids of
-    the keys that are."""
+    """A file under `data/` is sealed with the key `key_id`, which is not among those with the
+    ids `given`."""
 
     def __init__(self, path: str, key_id: bytes, given: Iterable[bytes] = ()) -> None:
         why = f"it is encrypted with key {key_id.hex()}"
@@ -156,8 +157,8 @@ class Numbering:
 
     def __init__(self) -> None:
         self._revision = 0
-        """Of the last record, to which `_next` applies. 0: none. -1: `_next` is stated, for the
-        next record of any revision."""
+        """The revision to whose next record `_next` applies. 0: none. -1: whichever comes next,
+        because a `SUB` stated `_next`."""
         self._next = 0
 
     def reset(self) -> None:

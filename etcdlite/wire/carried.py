@@ -4,8 +4,8 @@ and the page, for clients that agree on `h2` in the handshake of TLS, as curl an
 HTTP/2 carries what HTTP/1.1 means (RFC 9113, 8). So each request has an `http.StreamSession`, which
 gets it as HTTP/1.1 and serves nothing else. The events of its answer become frames.
 
-What arrives is counted, and waits for the call's turn: an answer such as /metrics takes
-milliseconds, and a hundred requests may arrive at once.
+Input counts against the limit of the connection, and waits for the turn of the call: an answer such
+as /metrics takes milliseconds, and a hundred requests may arrive at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_CARRIED = 100
 """Requests of one connection at once; one more is answered with status 503."""
 
 CARRIED_BYTES = 8 << 10
-"""The memory that one occupies besides what it received, approximately."""
+"""The memory that a request takes besides what it received, approximately."""
 
 HTTP_MODULES = ("h11", "etcdlite.wire.http")
 """Imported for the first client of HTTP: they take 30 ms and 2 MB."""
@@ -51,7 +51,7 @@ def head_of(headers: Headers) -> bytes:
 
 
 class Carried(Call):
-    """One request."""
+    """One HTTP request."""
 
     wakes = True
     ticks = True
@@ -171,7 +171,7 @@ class CarryingSession(GrpcSession):
         request.http_status = 503
         """If it fails before its session answers."""
         request.size_bytes = CARRIED_BYTES + 2 * list_bytes(headers)
-        # What its session does is counted there.
+        # Counters that are not shown: its `StreamSession` counts the request.
         request.rpc, request.client = self.member.metrics.rpcs[NOWHERE.number], ClientRequests()
         return request
 

@@ -195,6 +195,7 @@ class Request:
 
 
 NOWHERE = Route(0, None, None, None, False)
+"""Of a request for an unknown method, or that is not gRPC."""
 
 
 def read_request(headers: Headers) -> Request:
@@ -559,7 +560,7 @@ class GrpcSession(http2.Connection, ClientSession):
             self.fail(stream.id, request.number, _refusal(failure))
 
     def count_partial(self, size_bytes: int) -> None:
-        """Count a part of an incomplete request. Raises EtcdError above the limit."""
+        """Count input that is kept, or no longer (negative). Raises EtcdError above the limit."""
         self._partial_bytes += size_bytes
         if size_bytes > 0 and self._partial_bytes > MAX_PARTIAL_BYTES:
             raise error("RequestTooManyRequests")
