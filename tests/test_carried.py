@@ -17,6 +17,7 @@ from test_http import BAR, EVERYTHING, FOO, Browser, b64
 from etcdlite.errors import error
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.session import MAX_HELD_BYTES
+from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire.carried import MAX_CARRIED, CarryingSession, head_of
 from etcdlite.wire.grpc import MAX_PARTIAL_BYTES, STALLED_BYTES
 from etcdlite.wire.http import BODY_TIMEOUT_S, StreamSession
@@ -216,6 +217,62 @@ def test_bodies_that_wait_are_counted_and_limited(surfer: Surfer) -> None:
     assert session._partial_bytes == 0 and not session._carried
 
 
+def test_a_body_may_end_when_nothing_more_may_be_held(
+    surfer: Surfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream_id = surfer.begin("POST", "/v3/kv/put")
+    surfer.write(stream_id, b"{}")
+    monkeypatch.setattr(grpc_module, "MAX_PARTIAL_BYTES", surfer.session._partial_bytes)
+    surfer.h2.end_stream(stream_id)
+    surfer.pump()
+    assert surfer.answers[stream_id].headers[":status"] == "400"
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("stage", range(3))
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/health", None),
+        ("/metrics", None),
+        ("/v3/kv/range", EVERYTHING),
+        ("/v3/kv/put", {"key": FOO}),
+        ("/v3/kv/txn", {"success": [{"request_range": {"key": FOO}}]}),
+        ("/v3/lease/grant", {"TTL": 60}),
+        ("/v3/lease/leases", {}),
+        ("/v3/watch", {"create_request": {"key": FOO}}),
+        ("/v3/maintenance/hash", {}),
+        ("/v3/maintenance/snapshot", {}),
+        ("/v3/lock/lock", {"name": FOO}),
+    ],
+)
+def test_a_client_may_leave_while_its_request_is_served(
+    lone: LoneMember, path: str, body: Any, stage: int, leaves: bool
+) -> None:
+    surfer = Surfer(lone)
+    session = surfer.session
+    surfer.surf("GET", "/health")
+    stream_id = surfer.begin("GET" if body is None else "POST", path, ended=body is None)
+    if body is not None:
+        surfer.h2.send_data(stream_id, json.dumps(body).encode(), end_stream=True)
+    session.receive(surfer.h2.data_to_send())
+    if stage > 0:
+        while session.has_more:
+            session.produce()
+    if stage > 1:
+        lone.member.turn()
+    if leaves:
+        session.closed()
+    else:
+        surfer.h2.reset_stream(stream_id)
+        session.receive(surfer.h2.data_to_send())
+    while session.has_more:
+        session.produce()
+    lone.settle()
+    assert not session.streams and not len(session.calls) and not lone.member.hub.watches
+    assert Surfer(lone).surf("GET", "/health").headers[":status"] == "200"
+
+
 def test_a_body_that_does_not_come_is_given_up(lone: LoneMember, surfer: Surfer) -> None:
     stream_id = surfer.begin("POST", "/v3/kv/put")
     surfer.write(stream_id, b"{")
@@ -260,6 +317,8 @@ def test_an_answer_that_fails_half_way_does_not_look_complete(
         ({":path": "/health HTTP/1.0"}, "400"),
         ({":method": "GET /secret"}, "400"),
         ({":method": "BREW"}, "405"),
+        ({":method": "CONNECT", ":path": "/metrics"}, "405"),
+        ({":method": "HEAD", ":path": "/a b"}, "400"),
         ({":authority": ""}, "200"),
         ({"host": "elsewhere"}, "200"),
         ({"expect": "100-continue"}, "200"),
@@ -273,7 +332,17 @@ def test_what_http_1_cannot_say_is_refused(surfer: Surfer, headers: Headers, sta
     fields = {name: value for name, value in {**fields, **headers}.items() if value}
     surfer.h2.send_headers(stream_id, list(fields.items()), end_stream=True)
     surfer.pump()
-    assert surfer.answers[stream_id].headers[":status"] == status
+    answer = surfer.answers[stream_id]
+    assert answer.headers[":status"] == status and answer.is_ended
+    assert bool(answer.data) == (fields[":method"] != "HEAD")
+
+
+def test_a_client_that_was_told_to_go_on_may_be_refused(surfer: Surfer) -> None:
+    stream_id = surfer.begin("POST", "/v3/kv/put", expect="100-continue")
+    surfer.pump()
+    surfer.session.fail(stream_id, 0, error("Stopped"))
+    surfer.pump()
+    assert surfer.answers[stream_id].headers[":status"] == "503"
 
 
 def test_the_head_has_one_host_and_no_field_of_http_2() -> None:
@@ -282,6 +351,8 @@ def test_the_head_has_one_host_and_no_field_of_http_2() -> None:
         (b"host", b"other"), (b"accept", b"a"), (b"accept", b"b"),
     ]  # fmt: skip
     assert head_of(fields) == b"GET / HTTP/1.1\r\nhost: real\r\naccept: a\r\naccept: b\r\n"
+    fields[2] = (b":authority", b"")
+    assert head_of(fields).splitlines()[1] == b"host: other"
 
 
 def test_without_tls_other_requests_than_those_of_grpc_are_refused(lone: LoneMember) -> None:

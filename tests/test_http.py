@@ -359,6 +359,16 @@ def test_other_verbs_are_not_allowed(browser: Browser) -> None:
     assert browser.ask("OPTIONS", "*").status == 200
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics", "/health", "/debug/vars", "/v3/kv/range", "localhost:80"]
+)
+def test_there_is_no_tunnel(lone: LoneMember, path: str) -> None:
+    browser = Browser(lone, Site(lone.member, metrics=lambda: b"etcdlite_up 1\n"))
+    browser.send(f"CONNECT {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert browser.received.startswith(b"HTTP/1.1 405 ")
+    assert browser.session._discards, "what follows is not a request"
+
+
 # The gateway.
 
 
@@ -1504,6 +1514,7 @@ _GOOD = [
     b'5;x=y\r\n{"key\r\n9\r\n":"Zm9v"}\r\n0\r\nTrailer: x\r\n\r\n',
     b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
     b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"CONNECT /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     b"0\r\n\r\n",
     b"\r\n",
@@ -1537,7 +1548,7 @@ def test_no_bytes_disturb_the_server(
     for at, byte in changes:
         if data:
             data[at % len(data)] = byte
-    browser = Browser(shared_lone)
+    browser = Browser(shared_lone, Site(shared_lone.member, metrics=lambda: b"etcdlite_up 1\n"))
     session = browser.session
     at = 0
     try:

@@ -42,7 +42,7 @@ def head_of(headers: Headers) -> bytes:
     """The head of the request in HTTP/1.1, up to the field that delimits its body. No line break
     can be in it (`http2.py`); what else HTTP/1.1 forbids, its parser refuses."""
     fields = dict(headers)
-    host = fields.get(b":authority", fields.get(b"host", b""))
+    host = fields.get(b":authority") or fields.get(b"host", b"")
     lines = [b"%b %b HTTP/1.1" % (fields[b":method"], fields[b":path"]), b"host: " + host]
     lines += [
         b"%b: %b" % field for field in headers if field[0][:1] != b":" and field[0] != b"host"
@@ -85,6 +85,7 @@ class Carried(Call):
 
     def message(self, body: bytes) -> None:
         self._receive(b"%x\r\n%b\r\n" % (len(body), body) if self._is_chunked else body)
+        self._count()
 
     def finish(self) -> None:
         if self._is_chunked:
@@ -92,7 +93,6 @@ class Carried(Call):
 
     def _receive(self, data: bytes) -> None:
         self._input += data
-        self._count()
         if self._http is not None:
             self.resume()
 
@@ -138,9 +138,11 @@ class Carried(Call):
         block = [(b":status", b"%d" % status)]
         block += [(name.lower(), value) for name, value in fields if name.lower() != b"connection"]
         self._carrier.send_headers(self._stream, pack(block))
+        self._stream.headers_sent = status >= 200
 
     def send_data(self, data: bytes) -> None:
-        self._carrier.send_data(self._stream, b"", data)
+        if not self._stream.request.http_head.startswith(b"HEAD "):
+            self._carrier.send_data(self._stream, b"", data)
 
     def end_answer(self) -> None:
         self._is_over = True

@@ -269,6 +269,9 @@ class HttpSession(ClientSession):
         if not event.http_version.startswith(b"1."):
             self._refuse(505, "this server speaks HTTP/1.1")
             return
+        if request.verb == "CONNECT":  # A status of success would make the connection a tunnel.
+            self._refuse(405, "this server is no proxy")
+            return
         if length > site.max_body_bytes:
             self._refuse_body()
             return
@@ -688,10 +691,8 @@ class HttpSession(ClientSession):
             self._fail(request, error("NoLeader"))
         elif request.deadline is not None and now >= request.deadline:
             request.deadline = None
-            if request.script is not None:
-                self._fail(request, error("Timeout"))
-            else:
-                self._fail(request, EtcdError(*_LATE))
+            late = EtcdError(*_LATE) if request.script is None else error("Timeout")
+            self._fail(request, late)
 
     def input_is_late(self) -> None:
         if self._request is None or self._discards:
@@ -790,10 +791,6 @@ class StreamSession(HttpSession):
             self._carried.end_answer()
         else:
             self._carried.send_head(event.status_code, event.headers)
-
-    def closed(self) -> None:
-        super().closed()
-        del self._carried
 
 
 _UNKNOWN_HOST = (
