@@ -750,7 +750,9 @@ def test_many_clients_connect_at_once(lab: Lab, tls: ServerProcess) -> None:
     def run(number: int) -> None:
         try:
             for _ in range(3):
-                with Client(f"https://{tls.endpoint}", cacert=lab.ca.ca) as client:
+                with Client(
+                    f"https://{tls.endpoint}", cacert=lab.ca.ca, dial_timeout_s=PATIENCE_S
+                ) as client:
                     client.put(f"many/{number}", "v")
         except EtcdliteError as failure:
             failures.append(failure)
