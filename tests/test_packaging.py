@@ -329,6 +329,16 @@ def kept(tmp_path, monkeypatch):
     return tmp_path / "backups"
 
 
+def test_a_backup_that_fails_in_the_second_of_the_last_success_counts_as_the_last(kept):
+    date = kept.parent / "date"
+    date.write_text("#!/bin/sh\necho 1700000000\n")
+    date.chmod(0o755)
+    run(PACKAGING / "backup", env=os.environ | {"BAD": ""})
+    subprocess.run([PACKAGING / "backup"], env=os.environ | {"BAD": "1"}, capture_output=True)
+    told = backup_status.read(str(kept / "status.prom"))
+    assert told[backup_status.LAST_FAILURE] > told[backup_status.LAST_SUCCESS] == 1_700_000_000
+
+
 @pytest.mark.parametrize("year", [2020, 2099])
 def test_the_backup_stays_whatever_the_clock_said_before(kept, year):
     others = [f"{year}-01-0{day}T000000Z.db" for day in range(1, 5)]
