@@ -4,7 +4,8 @@ There are two threads, one for clients and one for members, so clients never del
 A connection has at most one step in a thread, and reads nothing more from its socket until that is
 done. Steps wait by address: the addresses take turns, and of one address the newest comes first. So
 a crowd that the thread cannot keep up with delays itself; a client that comes alone hardly waits.
-No step is taken for a connection that the other side has closed.
+No handshake begins for a connection that the other side has closed; one that goes on may be half
+closed, and its request be complete.
 
 A handshake that has begun holds about 50 KiB. So the number of those is limited, and the oldest one
 of the address with the most gives way: an honest one ends within a few round trips.
@@ -78,7 +79,8 @@ class Handshakes:
         if line is None:
             line = _Line()
             try:
-                threading.Thread(None, self._run, "handshakes", (line,), daemon=True).start()
+                args = line, self._begun[is_member]
+                threading.Thread(None, self._run, "handshakes", args, daemon=True).start()
             except RuntimeError as failure:  # There can be no more threads now.
                 self._report(Stepped(connection, b"", ChannelError(str(failure))))
                 return
@@ -99,14 +101,14 @@ class Handshakes:
         """The handshake is complete, or the connection is closed."""
         self._begun[is_member].pop(connection, None)
 
-    def _run(self, line: _Line) -> None:
+    def _run(self, line: _Line, begun: dict[Any, None]) -> None:
         while True:
             connection, data = line.take()
             if connection.is_closed:
                 continue
             plaintext, failure = b"", None
             try:
-                if connection.was_left:
+                if connection not in begun and connection.was_left:
                     raise ChannelError("it closed the connection during the handshake")
                 plaintext = connection.channel.receive(data)
             except ChannelError as error:

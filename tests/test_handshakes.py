@@ -136,6 +136,19 @@ def test_no_step_is_taken_for_a_connection_that_the_other_side_has_closed() -> N
     assert not left.channel.began.is_set()
 
 
+def test_a_client_may_close_its_half_of_the_connection_after_its_request() -> None:
+    """Its last message of the handshake, the request and the end can arrive together."""
+    results: queue.Queue[Stepped] = queue.Queue()
+    steps = Handshakes(results.put)
+    (client,) = made(1)
+    client.channel.may_end.set()
+    for is_last in (False, True):
+        client.was_left = is_last
+        steps.step(client, b"get", False)
+        assert results.get(timeout=30) == Stepped(client, b"GET", None)
+        assert is_last or steps.begun(client, False) is None
+
+
 def test_a_closed_connection_is_passed_by() -> None:
     results: queue.Queue[Stepped] = queue.Queue()
     steps = Handshakes(results.put)
