@@ -186,7 +186,8 @@ class _Feed:
 
 
 class _Overtaken(Exception):
-    """The checkpoint key was changed after it was read: continue from what it has now."""
+    """The checkpoint key was changed after it was read: continue from what it has now. It is read
+    again already."""
 
 
 class Mirror:
@@ -262,7 +263,7 @@ class Mirror:
                     self._follow(goal)
                 return
             except _Overtaken:
-                self._resume()
+                pass
             except EtcdliteError as error:
                 if error.code != UNAVAILABLE and not isinstance(error, Timeout):
                     raise
@@ -540,6 +541,7 @@ class Mirror:
         if is_again and response.kvs and response.kvs[0].value == value:
             self._checkpoint_revision = response.kvs[0].mod_revision
         elif self._may_be_behind:
+            self._resume()
             self._may_be_behind = False
             raise _Overtaken
         else:
