@@ -150,6 +150,12 @@ def test_the_requests_of_one_entry_mean_what_they_mean_in_entries_of_their_own(
         assert failures == [error("KeyNotFound").text, error("LeaseNotFound").text]
         values = [proto.KeyValue.decode(store.get(key) or b"").value for key in (b"c", b"d")]
         assert values == [b"yes", b""]
+        (third,) = [at for at, one in enumerate(requests) if getattr(one, "prev_kv", False)]
+        answer = proto.PutResponse.decode(session.by_id[third])
+        second = proto.KeyValue(
+            key=b"d", value=b"2", create_revision=76, mod_revision=77, version=2
+        )
+        assert (answer.header.revision, answer.prev_kv) == (78, second)
         puts = lone.member.metrics.puts
         seen.append((session.by_id, store.revision, store.events, b"".join(store.data.out), puts))
         store.mark(store.applied_index + 1, 1)
