@@ -168,7 +168,7 @@ class Founding(NamedTuple):
 
 
 def data_disk(disk: Disk, keys: Keyring | None, cluster_id: int, member_id: int) -> Disk:
-    """Through what a member reads and writes its data: sealed files if there are keys."""
+    """The disk on which a member has its data: its files are sealed if there are keys."""
     if keys is None:
         return disk
     return SealedDisk(disk, keys, _IDENTITY.pack(cluster_id, member_id))
@@ -343,7 +343,7 @@ def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
             install_snapshot(disk, data, index)
         else:
             drop_snapshot(disk, data, index)
-    disk.sync_dir(directory)  # As in `open_member`.
+    disk.sync_dir(directory)  # A kill may have come after the rename in `install_snapshot`.
     _remove_tree(disk, f"{data}.old")  # Earlier programs moved the data there.
 
 

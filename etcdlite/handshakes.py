@@ -69,7 +69,7 @@ class Handshakes:
         """`report` is called in a thread with a `Stepped`."""
         self._report = report
         self._begun: dict[bool, dict[Any, None]] = {False: {}, True: {}}
-        """By whether they are of members, the oldest first."""
+        """The connections of clients (False) and members, the oldest handshake first."""
         self._lines: dict[bool, _Line] = {}
         """Made with their threads, for the first handshake."""
 

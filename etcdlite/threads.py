@@ -93,6 +93,7 @@ class LogThread:
         self._thread.start()
 
     def save(self, saves: list[Ready]) -> None:
+        """Save in the thread, which calls `done` with all that it saved at once."""
         self._untaken += len(saves)
         self._put(saves)
 

@@ -142,13 +142,13 @@ MAX_FRAME_BYTES = 256 << 20
 """Limit of one `save`."""
 MIN_SEGMENT_BYTES = 2 * SECTOR_BYTES
 COPY_FRAME_BYTES = 1 << 20
-"""Of the frames that `replace_segments` writes, except for the last entry in each."""
+"""The size of the frames that `replace_segments` writes, without the last entry of each."""
 
 _Keys = Keyring | None
 _SEGMENT_MAGIC = b"etcdlWAL"
 _SEGMENT_HEADER = Struct("<8sIIQQIIQQQQQQQI")
 _PLAIN_BYTES = 48
-"""Of the segment header, what no version seals."""
+"""The part of the segment header that no version seals."""
 _SEAL = Struct("<8sI")
 _SEALED_AT = _PLAIN_BYTES + _SEAL.size
 _SEGMENT_PLACE = b"etcdlite log segment"
@@ -240,7 +240,7 @@ class Recovered(NamedTuple):
 
 
 class _Seal(NamedTuple):
-    """With what the frames of a segment are sealed."""
+    """The key that seals the frames of a segment, and what their places begin with."""
 
     key: Key
     place: bytes
@@ -763,7 +763,7 @@ class _Recovery:
 
 
 def _read_header(file: File, path: str, sequence: int, keys: _Keys) -> tuple[_Header, _Seal | None]:
-    """The checked header of a segment, and with what its frames are sealed. Raises WALDamaged,
+    """The checked header of a segment, and the seal of its frames. Raises WALDamaged,
     WALVersionError, WALKeyMissing."""
     size_bytes = file.size()
     head = file.pread(MAX_HEADER_BYTES, 0)
@@ -845,7 +845,7 @@ def _sealed_header(plain: bytes, key: Key | None) -> tuple[bytes, _Seal | None]:
 
 
 def _unsealed_header(path: str, head: bytes, keys: _Keys) -> tuple[bytes, _Seal]:
-    """The reverse, of a sealed segment. Raises WALKeyMissing, WALDamaged."""
+    """The reverse of `_sealed_header` with a key. Raises WALKeyMissing, WALDamaged."""
     key_id, sealed_bytes = _SEAL.unpack_from(head, _PLAIN_BYTES)
     key = keys.find(key_id) if keys is not None else None
     if key is None:

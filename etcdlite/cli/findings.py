@@ -444,7 +444,7 @@ CHECKS: Mapping[str, Callable[[Facts], _Findings]] = {
         _backup, _versions, _fragmentation, _alarms, _files, _ports,
     )
 }  # fmt: skip
-"""Each check gives its findings without its own name."""
+"""The checks by name. Each yields the fields of its findings, without that name."""
 
 
 def examine(facts: Facts) -> list[Finding]:

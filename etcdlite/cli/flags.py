@@ -200,7 +200,7 @@ def _check_variables(environment: Mapping[str, str]) -> None:
     own, etcds = ENVIRONMENT_PREFIXES
     for found, text in sorted(environment.items()):
         name = found.removeprefix(own).removeprefix(etcds)
-        if text and name not in (found, *known):
+        if text and name != found and name not in known:
             hint = did_you_mean(name, known, found.removesuffix(name))
             line = f"unknown variable {found} in the environment{hint}"
             if found.startswith(own):

@@ -172,7 +172,7 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
         ),
         global_flags=_words((*GLOBAL_FLAGS, HELP_FLAG)),
     )
-    return script + _ZSH_FOOT * is_zsh
+    return script + (_ZSH_FOOT if is_zsh else "")
 
 
 def _words(flags: Sequence[Flag]) -> str:
@@ -205,7 +205,8 @@ def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
             seen += f"; and __fish_seen_subcommand_from {second}"
         else:
             out.append(_fish("__fish_use_subcommand", a=first, d=command.help))
-        out += [_fish(seen, "-F")] if "file" in command.usage else []
+        if "file" in command.usage:
+            out.append(_fish(seen, "-F"))
         out += [_fish_flag(seen, flag) for flag in command.flags]
     out += [_fish("__fish_use_subcommand", a=first, d=text) for first, text in groups.items()]
     out += [_fish_flag("true", flag) for flag in (*GLOBAL_FLAGS, HELP_FLAG)]

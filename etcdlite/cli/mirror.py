@@ -215,13 +215,13 @@ class Mirror:
         """mod_revision of the checkpoint key; 0 if there is none."""
         self._source_id = 0
         self._position = Position(0)
-        """With what is in the batch."""
+        """Up to where changes were taken from the source."""
         self._mirrored = Position(0)
-        """Without it."""
+        """Up to where they are written: without those in the batch."""
         self._kept = Position(0)
         """The position that the checkpoint key has."""
         self._may_be_behind = False
-        """The checkpoint key was read, and not changed since by this mirror."""
+        """The checkpoint key was read, not written: an earlier mirror may still write it."""
         self._kept_s = time.monotonic()
         self._wait_s = BACKOFF_FIRST_S
         self._source_revision = 0

@@ -406,6 +406,7 @@ GROUPS = {
     "secret": "Secrets that members, or clients and members, share",
     "downgrade": "Go back to the previous version of etcdlite",
 }
+"""What the commands with this first word are about."""
 
 REFUSED = {
     "backup": "it saves the data of etcd's API v2, which is not here; see snapshot save",

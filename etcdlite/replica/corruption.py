@@ -11,7 +11,7 @@ compacted differently. One check at a time; it is background work. A member that
 nothing to compare with, and hashes nothing.
 
 A member whose process returns is compared once it has caught up: it may have been away for long,
-and its disk may hold something else than before.
+and its disk may hold something other than before.
 
 The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
 """

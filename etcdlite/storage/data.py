@@ -37,6 +37,7 @@ MAX_DAMAGED = 10_000
 """Damaged records that are counted."""
 
 SCAN_CHUNK_BYTES = 256 * 1024
+"""Segments are scanned in pieces of this size."""
 
 READ_BYTES = 512 << 10
 """Records side by side are read from the disk in pieces of up to this size."""

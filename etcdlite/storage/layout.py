@@ -194,6 +194,7 @@ def record(kind: int, body: bytes) -> bytes:
 
 
 def u64s(body: bytes) -> tuple[int, ...]:
+    """The numbers in a body of nothing but u64."""
     return tuple(number for (number,) in U64.iter_unpack(body))
 
 
