@@ -13,13 +13,16 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etcdlite import raft, raft_log
+from etcdlite.identity import Identity
+from etcdlite.options import Options
 from etcdlite.raft import (
     NOTHING_READY,
     ConfChange,
@@ -35,6 +38,7 @@ from etcdlite.raft import (
     Snapshot,
 )
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry, RaftInvariantError, RaftLog
+from etcdlite.replica.leadership import Leadership
 
 PROGRESS_NAMES = ("probe", "replicate", "snapshot")
 MESSAGE_NAMES = (  # noqa: SIM905
@@ -547,6 +551,34 @@ def test_a_learner_is_ready_at_every_moment_while_it_answers() -> None:
         leader.tick()
         settle(host)
     assert not leader.learner_is_ready(2), "it is silent"
+
+
+def test_leadership_is_handed_to_a_voter_that_answers_still() -> None:
+    """One that died is active for up to two checks of the quorum."""
+    host = Host(Config(id=1, pre_vote=False), {1, 2, 3})
+    leader = host.raft
+    contact: Any = SimpleNamespace(is_open=lambda node: True, hear=None)
+    identity = Identity(1, 1, 1, leader)
+    leadership = Leadership(leader, identity, lambda: 10.0, contact, Options())
+    leader.campaign()
+    settle(host)
+    leader.step(Message(raft.VOTE_RESP, 1, 2, leader.term))
+    assert leader.role == raft.LEADER
+
+    def answer(node: int) -> None:
+        leader.step(Message(raft.APP_RESP, 1, node, leader.term, leader.log.last))
+
+    settle(host)
+    answer(2)
+    answer(3)
+    for _ in range(leader.config.election_ticks):
+        leader.tick()
+    assert not leader.progress[2].recent_active and leader.progress[3].is_active
+    answer(2)
+    settle(host)
+    assert leadership.hand_over()
+    told = [one.to for one in leader.ready().messages if one.kind == raft.TIMEOUT_NOW]
+    assert told == [2]
 
 
 def test_a_single_voter_applies_what_was_proposed_in_order() -> None:

@@ -349,14 +349,15 @@ class Leadership:
         return True
 
     def _best_transferee(self) -> int:
-        """The other voter with the most of the log; 0 if none is in contact."""
+        """The other voter in contact with the most of the log; 0 if there is none."""
         progress = self._raft.progress
         ready = [
-            node
+            # One that is silent since the last check of the quorum may be dead: it comes last.
+            (progress[node].recent_active, progress[node].match, node)
             for node in self._raft.voters - {self._identity.member_id}
             if self._is_open(node) and progress[node].is_active
         ]
-        return max(ready, key=lambda node: (progress[node].match, node), default=0)
+        return max(ready, default=(False, 0, 0))[2]
 
     def _ids(self) -> dict[str, Any]:
         return {"local-member-id": f"{self._identity.member_id:x}", "term": self._raft.term}
