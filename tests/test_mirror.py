@@ -445,6 +445,25 @@ def test_the_last_transaction_of_a_mirror_that_was_stopped_may_come_late(
         assert ended.status == 1 and "another mirror is running with it" in ended.stderr
 
 
+def test_the_first_transaction_of_a_mirror_that_was_stopped_may_come_late(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair[0].client(), pair[1].client()
+    source.put("a", "1")
+    assert run_mirror(pair, "--once", MIRROR[1]).status == 0
+    late = [target.call("KV.Range", proto.RangeRequest(key=CHECKPOINT)).kvs[0].value]
+    assert target.delete(CHECKPOINT)
+    source.put("a", "2")
+
+    def come_late() -> None:
+        if late:
+            target.put(CHECKPOINT, late.pop())
+
+    ended = run_wrapped(pair, monkeypatch, come_late, nothing, "--verify")
+    assert ended.status == 0 and "verified: " in ended.stderr, ended
+    assert history(target, revision(target))[b"a"] == [b"1", b"2"]
+
+
 def test_a_transaction_whose_answer_is_lost_is_applied_once(
     pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:

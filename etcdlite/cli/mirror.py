@@ -238,9 +238,9 @@ class Mirror:
         request = _range(self._prefix, count_only=True)
         header = self._source.call("KV.Range", request).header
         self._source_id, self._source_revision = header.cluster_id, header.revision
-        self._may_be_behind = self._resume()
-        if not self._may_be_behind:
-            first: int = self._session.flags["rev"]
+        first: int = self._session.flags["rev"]
+        self._may_be_behind = not first
+        if not self._resume():
             # As in etcdctl: from revision 1 on, and without --rev, all keys are copied first.
             self._mirrored = Position(first - 1) if first > 1 else Position(header.revision, 0, b"")
         try:
