@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember
+from rigs.wire import take_output
 from test_grpc import KV, Client, framed
 from test_http import BAR, EVERYTHING, FOO, Browser, b64
+from test_http2 import frames
 
 from etcdlite.errors import error
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.session import MAX_HELD_BYTES
 from etcdlite.wire import grpc as grpc_module
+from etcdlite.wire import http2
 from etcdlite.wire.carried import MAX_CARRIED, CarryingSession, head_of
 from etcdlite.wire.grpc import MAX_PARTIAL_BYTES, STALLED_BYTES
-from etcdlite.wire.http import BODY_TIMEOUT_S, StreamSession
+from etcdlite.wire.http import BODY_TIMEOUT_S, IDLE_TIMEOUT_S, StreamSession
+from etcdlite.wire.http2 import STREAM_WINDOW_BYTES
 from etcdlite.wire.http2_state import INTERNAL_ERROR
 from etcdlite.wire.site import Site
 
@@ -215,6 +219,76 @@ def test_bodies_that_wait_are_counted_and_limited(surfer: Surfer) -> None:
         surfer.h2.reset_stream(stream_id)
     surfer.pump()
     assert session._partial_bytes == 0 and not session._carried
+
+
+def test_a_client_stream_sends_no_faster_than_it_is_served(surfer: Surfer) -> None:
+    surfer.surf("POST", "/v3/lease/grant", {"ID": "7", "TTL": "60"})
+    stream_id = surfer.begin("POST", "/v3/lease/keepalive")
+    message = b'{"ID":"7"' + 8000 * b" " + b"}"
+    sent = 0
+    while surfer.h2.local_flow_control_window(stream_id) >= len(message):
+        surfer.h2.send_data(stream_id, message)
+        surfer.session.receive(surfer.h2.data_to_send())
+        surfer.h2.receive_data(take_output(surfer.session))
+        sent += 1
+        assert sent * len(message) <= STREAM_WINDOW_BYTES, "nothing is processed yet"
+    surfer.pump()
+    assert surfer.answers[stream_id].data.count(b"\n") == sent
+    assert surfer.h2.local_flow_control_window(stream_id) > STREAM_WINDOW_BYTES // 2
+
+
+def test_a_stopping_server_ends_streams_and_answers_requests(lone: LoneMember) -> None:
+    surfer = Surfer(lone)
+    session = surfer.session
+    surfer.surf("POST", "/v3/lease/grant", {"ID": "7", "TTL": "60"})
+    watch = surfer.begin("POST", "/v3/watch")
+    surfer.write(watch, json.dumps({"create_request": {"key": FOO}}).encode(), ended=True)
+    keep_alive = surfer.begin("POST", "/v3/lease/keepalive")
+    surfer.write(keep_alive, b'{"ID":"7"}')
+    half = surfer.begin("POST", "/v3/kv/put")
+    surfer.write(half, b"{")
+    begun, waiting = surfer.begin("POST", "/v3/kv/put"), surfer.begin("POST", "/v3/kv/put")
+    for stream_id in (begun, waiting):
+        surfer.h2.send_data(stream_id, json.dumps({"key": FOO}).encode(), end_stream=True)
+        session.receive(surfer.h2.data_to_send())
+        if stream_id == begun:
+            session.produce()
+    session.shut_down()
+    assert not session.is_idle
+    while not session.is_idle:
+        lone.settle()
+        session.shut_down()
+        while session.has_more:
+            session.produce()
+        sent = [f for f in frames(take_output(session)) if f.kind != http2.GOAWAY]
+        # Without GOAWAY, because h2 takes it for the end of everything.
+        for event in surfer.h2.receive_data(b"".join(http2.frame(*f) for f in sent)):
+            surfer._handle(event)
+    streams = (surfer.answers[watch], surfer.answers[keep_alive])
+    for answer in streams:
+        error = json.loads(answer.data.splitlines()[-1])["error"]
+        assert answer.is_ended and error["message"] == "etcdserver: server stopped"
+    statuses = [surfer.answers[n].headers[":status"] for n in (half, begun, waiting)]
+    assert statuses == ["503", "200", "200"] and not session.streams
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_request_that_waits_for_its_turn_is_not_late(
+    lone: LoneMember, surfer: Surfer, ended: bool
+) -> None:
+    surfer.surf("GET", "/health")
+    stream_id = surfer.begin("GET" if ended else "POST", "/metrics", ended=ended)
+    for _ in range(2):
+        surfer.session.receive(surfer.h2.data_to_send())
+        for _ in range(3):
+            surfer.session.tick(lone.now)
+            lone.now += IDLE_TIMEOUT_S + 1
+        if not ended:
+            surfer.session.produce()
+            surfer.h2.send_data(stream_id, b"{}", end_stream=True)
+            ended = True
+    surfer.pump()
+    assert surfer.answers[stream_id].headers[":status"] == "200"
 
 
 def test_a_body_may_end_when_nothing_more_may_be_held(

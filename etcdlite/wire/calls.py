@@ -64,6 +64,8 @@ class Call:
     """Call `wake` when the client reads any of its output again."""
     ticks = False
     """Call `tick` several times a second."""
+    is_stream = True
+    """A server that stops ends it, and does not wait for its end."""
 
     def __init__(self, member: Member, owner: CallOwner, request_id: int, method: int) -> None:
         self.member = member
@@ -182,6 +184,11 @@ class Calls:
         call = self._open.get(request_id)
         if call is not None:
             call.finish()
+
+    def has_stream(self, request_id: int) -> bool:
+        """Whether this is an open call that `is_stream`."""
+        call = self._open.get(request_id)
+        return call is not None and call.is_stream
 
     def close(self, request_id: int) -> bool:
         """Close a call; False if it is not open."""

@@ -20,7 +20,7 @@ from etcdlite.metrics import ClientRequests
 from etcdlite.wire.calls import Call
 from etcdlite.wire.grpc import NOWHERE, GrpcSession, GrpcStream, Request
 from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
-from etcdlite.wire.http2 import MAX_FRAME_BYTES, NO_TRAILERS
+from etcdlite.wire.http2 import MAX_FRAME_BYTES, NO_TRAILERS, Stream
 from etcdlite.wire.http2_state import INTERNAL_ERROR
 
 MAX_CARRIED = 100
@@ -33,52 +33,49 @@ HTTP_MODULES = ("h11", "etcdlite.wire.http")
 """Imported for the first client of HTTP: they take 30 ms and 2 MB."""
 
 
-def is_grpc(headers: Headers) -> bool:
-    """As in etcd, every other request is HTTP."""
-    return b"application/grpc" in dict(headers).get(b"content-type", b"")
-
-
 def head_of(headers: Headers) -> bytes:
     """The head of the request in HTTP/1.1, up to the field that delimits its body. No line break
     can be in it (`http2.py`); what else HTTP/1.1 forbids, its parser refuses."""
     fields = dict(headers)
     host = fields.get(b":authority") or fields.get(b"host", b"")
     lines = [b"%b %b HTTP/1.1" % (fields[b":method"], fields[b":path"]), b"host: " + host]
-    lines += [
-        b"%b: %b" % field for field in headers if field[0][:1] != b":" and field[0] != b"host"
-    ]
+    others = [field for field in headers if field[0][:1] != b":" and field[0] != b"host"]
+    lines += [b"%b: %b" % field for field in others]
     return b"\r\n".join(lines) + b"\r\n"
 
 
 class Carried(Call):
     """One HTTP request."""
 
+    owner: CarryingSession
     wakes = True
     ticks = True
 
+    @property
+    def is_stream(self) -> bool:  # type: ignore[override]
+        """Its session serves a watch, for example."""
+        return self.http is not None and len(self.http.calls) > 0
+
     def opened(self) -> None:
-        self._http: Any = None
+        self.http: Any = None
         """Its `StreamSession`, once the module is imported."""
-        self._input = bytearray()
+        self.input = bytearray()
         self._counted_bytes = 0
-        self._is_chunked = False
-        self._is_over = False
+        self.is_over = False
         """The answer is complete."""
 
-    def begin(self, carrier: CarryingSession, stream: GrpcStream) -> None:
+    def begin(self, stream: GrpcStream) -> None:
         """Serve the request of `stream`."""
-        self._carrier = carrier
         self._stream = stream
         self._is_chunked = not stream.is_ended and stream.content_length is None
-        self._input += stream.request.http_head + (
-            b"transfer-encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n"
-        )
+        framing = b"transfer-encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n"
+        self.input += stream.request.http_head + framing
         when_loaded(HTTP_MODULES, self.member.run_task, self._loaded)
 
     def _loaded(self) -> None:
         if not self.is_closed:
-            self._http = self._carrier.make_http(self)
-            self._http.client = self._carrier.client
+            self.http = self.owner.make_http(self)
+            self.http.client = self.owner.client
             self.resume()
 
     # Input.
@@ -92,17 +89,17 @@ class Carried(Call):
             self._receive(b"0\r\n\r\n")
 
     def _receive(self, data: bytes) -> None:
-        self._input += data
-        if self._http is not None:
+        self.input += data
+        if self.http is not None:
             self.resume()
 
     def _count(self) -> None:
-        kept_bytes = len(self._input) + (0 if self._http is None else self._http.kept_bytes)
+        kept_bytes = len(self.input) + (0 if self.http is None else self.http.kept_bytes)
         change, self._counted_bytes = kept_bytes - self._counted_bytes, kept_bytes
-        self._carrier.count_partial(change)
+        self.owner.count_partial(change)
 
     def produce(self) -> None:
-        http, received = self._http, self._input
+        http, received = self.http, self.input
         if received and not http.is_full:
             piece = bytes(received[:MAX_FRAME_BYTES])
             del received[:MAX_FRAME_BYTES]
@@ -111,41 +108,43 @@ class Carried(Call):
             http.produce()
         self._count()
         self.is_ready = http.has_more or (bool(received) and not http.is_full)
-        if self._is_over:
-            self._carrier.end_http(self._stream)
+        if self.is_over:
+            self.owner.end_http(self._stream)
         elif http.is_closing:
             raise EtcdError(UNAVAILABLE, http.why_aborted)
+        elif not self._stream.is_ended:
+            self.owner.renew_window(self._stream)
 
     def wake(self) -> None:
-        if self._http is not None:
-            self._http.unblocked()
+        if self.http is not None:
+            self.http.unblocked()
             self.resume()
 
     def tick(self, now: float) -> None:
-        if self._http is not None:
-            self._http.tick(now)
+        if self.http is not None:
+            self.http.tick(now)
 
     def close(self) -> None:
-        self._carrier.count_partial(-self._counted_bytes)
-        if self._http is not None:
-            self._http.closed()
-            self._http = None
-        del self._carrier, self._stream
+        self.owner.count_partial(-self._counted_bytes)
+        if self.http is not None:
+            self.http.closed()
+            self.http = None
+        del self._stream
 
     # Output.
 
     def send_head(self, status: int, fields: Iterable[Field]) -> None:
         block = [(b":status", b"%d" % status)]
         block += [(name.lower(), value) for name, value in fields if name.lower() != b"connection"]
-        self._carrier.send_headers(self._stream, pack(block))
+        self.owner.send_headers(self._stream, pack(block))
         self._stream.headers_sent = status >= 200
 
     def send_data(self, data: bytes) -> None:
         if not self._stream.request.http_head.startswith(b"HEAD "):
-            self._carrier.send_data(self._stream, b"", data)
+            self.owner.send_data(self._stream, b"", data)
 
     def end_answer(self) -> None:
-        self._is_over = True
+        self.is_over = True
         self.resume()
 
 
@@ -162,16 +161,15 @@ class CarryingSession(GrpcSession):
         """`make_http` makes the `StreamSession` of a request. `options`: see `GrpcSession`."""
         super().__init__(member, on_output, **options)
         self.make_http = make_http
-        self._carried: set[int] = set()
-        """The streams with requests of HTTP."""
+        self._carried: dict[int, Carried] = {}
+        """The requests of HTTP, by their streams."""
 
     def read_request(self, headers: Headers) -> Request:
-        if is_grpc(headers):
+        if b"application/grpc" in dict(headers).get(b"content-type", b""):  # As in etcd.
             return super().read_request(headers)
         request = Request(NOWHERE._replace(call=Carried, is_client_stream=True))
         request.http_head = head_of(headers)
-        request.http_status = 503
-        """If it fails before its session answers."""
+        request.http_status = 503  # If it fails before its session answers.
         request.size_bytes = CARRIED_BYTES + 2 * list_bytes(headers)
         # Counters that are not shown: its `StreamSession` counts the request.
         request.rpc, request.client = self.member.metrics.rpcs[NOWHERE.number], ClientRequests()
@@ -183,11 +181,10 @@ class CarryingSession(GrpcSession):
         elif len(self._carried) >= MAX_CARRIED:
             self.fail(stream.id, NOWHERE.number, error("RequestTooManyRequests"))
         else:
-            self._carried.add(stream.id)
             call = self.calls.open(stream.id, NOWHERE.number, Carried)
             assert isinstance(call, Carried)
-            stream.call = call
-            call.begin(self, stream)
+            stream.call = self._carried[stream.id] = call
+            call.begin(stream)
 
     def _read_messages(self, stream: GrpcStream, data: bytes) -> None:
         if not stream.request.http_head:
@@ -204,12 +201,25 @@ class CarryingSession(GrpcSession):
         self.finish(stream, NO_TRAILERS)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        if request_id in self._carried and self.streams[request_id].headers_sent:
-            # What was sent must not look complete.
-            self.reset_stream(request_id, INTERNAL_ERROR)
-        else:
+        call = self._carried.get(request_id)
+        if call is None or not self.streams[request_id].headers_sent:
             super().fail(request_id, method, failure)
+        elif call.is_over:
+            self.end_http(self.streams[request_id])
+        else:
+            self.reset_stream(request_id, INTERNAL_ERROR)  # The answer must not look complete.
+
+    def renew_window(self, stream: Stream) -> None:
+        call = self._carried.get(stream.id)
+        if call is None or not call.input:
+            super().renew_window(stream)
+
+    def shut_down(self) -> None:
+        for call in self._carried.values():
+            if call.is_stream:
+                call.http.shut_down()
+        super().shut_down()
 
     def _let_go(self, stream: GrpcStream) -> bool:
-        self._carried.discard(stream.id)
+        self._carried.pop(stream.id, None)
         return super()._let_go(stream)

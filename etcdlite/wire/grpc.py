@@ -819,7 +819,7 @@ class GrpcSession(http2.Connection, ClientSession):
         return (
             super().is_idle
             and not self._is_ending
-            and all(stream_id in self.calls for stream_id in self.streams)
+            and all(map(self.calls.has_stream, self.streams))
         )
 
     def closed(self) -> None:
@@ -869,7 +869,7 @@ class GrpcSession(http2.Connection, ClientSession):
         ending = [
             stream
             for stream in self.streams.values()
-            if not stream.tail and (not stream.is_ended or stream.id in self.calls)
+            if not stream.tail and (not stream.is_ended or self.calls.has_stream(stream.id))
         ]
         for stream in ending[:FAILED_PER_SLICE]:
             self.fail(stream.id, stream.request.number, error("Stopped"))

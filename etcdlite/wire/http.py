@@ -783,6 +783,10 @@ class StreamSession(HttpSession):
     def is_blocked(self) -> bool:
         return self._carried.blocked
 
+    def input_is_late(self) -> None:
+        if not self._carried.input:  # What waits for its turn came in time.
+            super().input_is_late()
+
     def _send(self, event: Any) -> None:
         self._conn.send(event)
         if type(event) is h11.Data:
