@@ -846,12 +846,14 @@ class WatchHub:
 
 
 class Quota:
-    """The watches of one connection."""
+    """What the calls of one connection use together."""
 
-    __slots__ = ("watches",)
+    __slots__ = ("sends_snapshot", "watches")
 
     def __init__(self) -> None:
         self.watches = 0
+        self.sends_snapshot = False
+        """A backup is being sent."""
 
 
 class WatchStream:

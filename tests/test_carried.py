@@ -291,6 +291,28 @@ def test_a_request_that_waits_for_its_turn_is_not_late(
     assert surfer.answers[stream_id].headers[":status"] == "200"
 
 
+def test_the_requests_of_a_connection_share_its_quota(lone: LoneMember) -> None:
+    surfer = Surfer(lone, window=5000)
+    for number in range(6):
+        surfer.put(b"%d" % number, random.Random(number).randbytes(1_000_000))
+    surfer.reads = False
+
+    def begin(path: str, body: Any) -> Any:
+        stream_id = surfer.begin("POST", path)
+        surfer.write(stream_id, json.dumps(body).encode(), ended=True)
+        return surfer.answers[stream_id]
+
+    for _ in range(3):
+        begin("/v3/watch", {"create_request": {"key": BAR}})
+    assert surfer.session.calls.quota.watches == lone.member.hub.watches == 3
+    begin("/v3/maintenance/snapshot", {})
+    refused = begin("/v3/maintenance/snapshot", {})
+    assert refused.is_ended and b"too many requests" in refused.data
+    assert lone.member.backups_under_way == 1
+    surfer.session.closed()
+    assert not surfer.session.calls.quota.watches and not lone.member.backups_under_way
+
+
 def test_a_body_may_end_when_nothing_more_may_be_held(
     surfer: Surfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from etcdlite.limits import Limits
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
+from etcdlite.watch import Quota
 from etcdlite.wire import api, streams
 from etcdlite.wire.http import HttpSession
 from etcdlite.wire.site import Site
@@ -1103,7 +1104,7 @@ def backup_call(node: Node) -> streams.SnapshotCall:
         raise failure
 
     owner: Any = SimpleNamespace(
-        calls=SimpleNamespace(sends_snapshot=False),
+        calls=SimpleNamespace(quota=Quota()),
         protocol="native",
         resume=lambda _: None,
         fail=fail,

@@ -136,9 +136,7 @@ class Calls:
     woken, so that open calls cost nothing while they wait."""
 
     def __init__(self, member: Member, owner: CallOwner) -> None:
-        self.watch_quota = Quota()
-        self.sends_snapshot = False
-        """A backup is being sent."""
+        self.quota = Quota()
         self.held: dict[int, int] = {}
         """What requests hold beyond `REQUEST_BYTES`, by their ids."""
         self._member = member

@@ -5,7 +5,7 @@ HTTP/2 carries what HTTP/1.1 means (RFC 9113, 8). So each request has an `http.S
 gets it as HTTP/1.1 and serves nothing else. The events of its answer become frames.
 
 Input counts against the limit of the connection, and waits for the turn of the call: an answer such
-as /metrics takes milliseconds, and a hundred requests may arrive at once.
+as /metrics takes milliseconds, and hundreds of requests may arrive at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
 from etcdlite.wire.http2 import MAX_FRAME_BYTES, NO_TRAILERS, Stream
 from etcdlite.wire.http2_state import INTERNAL_ERROR
 
-MAX_CARRIED = 100
+MAX_CARRIED = 250
 """Requests of one connection at once; one more is answered with status 503."""
 
 CARRIED_BYTES = 8 << 10
@@ -76,6 +76,7 @@ class Carried(Call):
         if not self.is_closed:
             self.http = self.owner.make_http(self)
             self.http.client = self.owner.client
+            self.http.calls.quota = self.owner.calls.quota
             self.resume()
 
     # Input.

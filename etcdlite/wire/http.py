@@ -781,7 +781,7 @@ class StreamSession(HttpSession):
 
     @property
     def is_blocked(self) -> bool:
-        return self._carried.blocked
+        return self._carried.blocked or super().is_blocked
 
     def input_is_late(self) -> None:
         if not self._carried.input:  # What waits for its turn came in time.

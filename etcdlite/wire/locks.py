@@ -393,7 +393,7 @@ class _ScriptedCall(Call):
             self.advance(refused)
         elif not self._is_over:
             self._is_following = True
-            quota = self.owner.calls.watch_quota
+            quota = self.owner.calls.quota
             self._stream = self.member.hub.open(_EventSink(self), quota)
             self._stream.create(create)
 

@@ -61,7 +61,7 @@ class WatchCall(Call):
     wakes = True
 
     def opened(self) -> None:
-        self._stream = self.member.hub.open(self, self.owner.calls.watch_quota)
+        self._stream = self.member.hub.open(self, self.owner.calls.quota)
         self._is_waiting = False
         """A message waits: its turn, or until it is known whether the user may create a watch."""
         self._held: list[bytes] = []
@@ -347,13 +347,13 @@ class SnapshotCall(Call):
     def _admitted(self, make: Making, refused: EtcdError | None) -> None:
         if self.is_closed:
             return
-        calls = self.owner.calls
-        if self.member.backups_under_way >= MAX_SNAPSHOTS or calls.sends_snapshot:
+        quota = self.owner.calls.quota
+        if self.member.backups_under_way >= MAX_SNAPSHOTS or quota.sends_snapshot:
             refused = refused or error("RequestTooManyRequests")
         if refused is not None:
             self.owner.fail(self.request_id, self.method, refused)
             return
-        calls.sends_snapshot = self._has_place = True
+        quota.sends_snapshot = self._has_place = True
         self.member.backups_under_way += 1
         begin = partial(self._begin, make)
         when_loaded(
@@ -416,7 +416,7 @@ class SnapshotCall(Call):
 
     def close(self) -> None:
         if self._has_place:
-            self._has_place = self.owner.calls.sends_snapshot = False
+            self._has_place = self.owner.calls.quota.sends_snapshot = False
             self.member.backups_under_way -= 1
         if self._parts is not None:
             self._parts.close()
