@@ -14,12 +14,29 @@ from etcdlite.options import Options
 from etcdlite.replica.questions import MAX_HELD_BYTES, Questions
 
 
+class Elections:
+    """What the questions ask of Raft. Each new leader has a term of its own."""
+
+    def __init__(self) -> None:
+        self.term = 1
+        self._leader = 2
+
+    @property
+    def leader(self) -> int:
+        return self._leader
+
+    @leader.setter
+    def leader(self, leader: int) -> None:
+        self._leader = leader
+        self.term += leader == 0
+
+
 class Asked:
     """Questions of member 1 to leader 2, which answers when the test says so."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.raft = SimpleNamespace(leader=2)
+        self.raft = Elections()
         self.waiting: list[Any] = []
         self.answers: list[Any] = []
         self.questions = Questions(

@@ -51,7 +51,7 @@ class Questions:
         self._sent: dict[int, tuple[int, float, int, bytes, Done]] = {}
         """By number: (leader, deadline, method, body, done) of questions that wait for the leader's
         answer and may be repeated."""
-        self._number = 0
+        self._number = self._held_in_term = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:
         """Ask the leader, and ask again if the leader changes. `done` is called once, with the
@@ -93,8 +93,10 @@ class Questions:
         leader = self._raft.leader
         if not leader or not (leader == self._own_id or is_open(leader)):
             return
-        for number in [number for number, sent in self._sent.items() if sent[0] != leader]:
-            self._hold(*self._sent.pop(number)[1:])
+        if self._raft.term != self._held_in_term:
+            self._held_in_term = self._raft.term
+            for number in [number for number, sent in self._sent.items() if sent[0] != leader]:
+                self._hold(*self._sent.pop(number)[1:])
         for _ in range(min(len(self._held), RETRIED_AT_ONCE)):
             deadline, _, method, body, done = heapq.heappop(self._held)
             self._held_bytes -= len(body)
