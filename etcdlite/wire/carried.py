@@ -59,8 +59,8 @@ class Carried(Call):
     def opened(self) -> None:
         self.http: Any = None
         """Its `StreamSession`, once the module is imported."""
-        self.input = bytearray()
-        self._counted_bytes = 0
+        self.input = bytearray()  # HTTP/1.1 that its session has not taken yet.
+        self._counted_bytes = 0  # By `count_partial`.
         self.is_over = False
         """The answer is complete."""
 
@@ -111,7 +111,7 @@ class Carried(Call):
         self.is_ready = http.has_more or (bool(received) and not http.is_full)
         if self.is_over:
             self.owner.end_http(self._stream)
-        elif http.is_closing:
+        elif http.is_closing:  # It gave up without an answer.
             raise EtcdError(UNAVAILABLE, http.why_aborted)
         elif not self._stream.is_ended:
             self.owner.renew_window(self._stream)
@@ -197,7 +197,7 @@ class CarryingSession(GrpcSession):
             self.fail(stream.id, NOWHERE.number, failure)
 
     def end_http(self, stream: GrpcStream) -> None:
-        """The answer to a request of HTTP is complete."""
+        """End the complete answer to a request of HTTP."""
         self._close(stream.id)
         self.finish(stream, NO_TRAILERS)
 
