@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,7 @@ def test_the_answer_is_that_of_http_1(
     expected.pop("transfer-encoding", "")
     expected.pop("connection", "")
     assert (status, answer.headers, answer.data) == (str(plain.status), expected, plain.body)
-    assert not surfer.session.streams and not surfer.session._carried
+    assert not surfer.session.streams and not surfer.session.carried
     assert surfer.session._partial_bytes == 0
     assert surfer.get(b"foo").kvs[0].value == b"bar", "gRPC goes on beside it"
 
@@ -195,11 +197,31 @@ def test_a_connection_that_ends_takes_its_requests_along(lone: LoneMember, surfe
     assert not lone.member.hub.watches
 
 
+def test_a_connection_that_ends_leaves_no_cycle_of_references(lone: LoneMember) -> None:
+    """The garbage collector does not look at old objects."""
+    surfer = Surfer(lone)
+    surfer.surf("GET", "/health")
+    watch = json.dumps({"create_request": {"key": FOO}}).encode()
+    surfer.write(surfer.begin("POST", "/v3/watch"), watch, ended=True)
+    surfer.write(surfer.begin("POST", "/v3/kv/put"), b"{")
+    found = [weakref.ref(thing) for thing in (surfer.session, *surfer.session.carried.values())]
+    surfer.session.closed()
+    while surfer.session.has_more:
+        surfer.session.produce()
+    lone.settle()
+    gc.disable()
+    try:
+        del surfer
+        assert [one() for one in found] == [None] * 3
+    finally:
+        gc.enable()
+
+
 def test_many_at_once_are_served_in_turn_and_more_are_refused(surfer: Surfer) -> None:
     asked = [surfer.begin("GET", "/metrics", ended=True) for _ in range(MAX_CARRIED + 1)]
     surfer.session.receive(surfer.h2.data_to_send())
     surfer.session.produce()
-    assert 0 < MAX_CARRIED - len(surfer.session._carried) < 10, "a turn serves a few"
+    assert 0 < MAX_CARRIED - len(surfer.session.carried) < 10, "a turn serves a few"
     surfer.pump()
     statuses = [surfer.answers[stream_id].headers[":status"] for stream_id in asked]
     assert statuses == ["200"] * MAX_CARRIED + ["503"]
@@ -218,7 +240,7 @@ def test_bodies_that_wait_are_counted_and_limited(surfer: Surfer) -> None:
     for stream_id in list(session.streams):
         surfer.h2.reset_stream(stream_id)
     surfer.pump()
-    assert session._partial_bytes == 0 and not session._carried
+    assert session._partial_bytes == 0 and not session.carried
 
 
 def test_a_client_stream_sends_no_faster_than_it_is_served(surfer: Surfer) -> None:
@@ -490,6 +512,6 @@ def test_random_frames_of_http_and_grpc_leave_nothing_behind(lone: LoneMember) -
         surfer.h2.reset_stream(stream_id)
     surfer.pump()
     session = surfer.session
-    assert not session.is_closing and not session.streams and not session._carried
+    assert not session.is_closing and not session.streams and not session.carried
     assert session._partial_bytes == 0 and session.outbox.waiting_bytes == 0
     assert surfer.surf("GET", "/health").headers[":status"] == "200"

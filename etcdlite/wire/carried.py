@@ -127,6 +127,7 @@ class Carried(Call):
 
     def close(self) -> None:
         self.owner.count_partial(-self._counted_bytes)
+        self.owner.carried.pop(self.request_id, None)
         if self.http is not None:
             self.http.closed()
             self.http = None
@@ -162,7 +163,7 @@ class CarryingSession(GrpcSession):
         """`make_http` makes the `StreamSession` of a request. `options`: see `GrpcSession`."""
         super().__init__(member, on_output, **options)
         self.make_http = make_http
-        self._carried: dict[int, Carried] = {}
+        self.carried: dict[int, Carried] = {}
         """The requests of HTTP, by their streams."""
 
     def read_request(self, headers: Headers) -> Request:
@@ -179,12 +180,12 @@ class CarryingSession(GrpcSession):
     def _open_call(self, stream: GrpcStream) -> None:
         if not stream.request.http_head:
             super()._open_call(stream)
-        elif len(self._carried) >= MAX_CARRIED:
+        elif len(self.carried) >= MAX_CARRIED:
             self.fail(stream.id, NOWHERE.number, error("RequestTooManyRequests"))
         else:
             call = self.calls.open(stream.id, NOWHERE.number, Carried)
             assert isinstance(call, Carried)
-            stream.call = self._carried[stream.id] = call
+            stream.call = self.carried[stream.id] = call
             call.begin(stream)
 
     def _read_messages(self, stream: GrpcStream, data: bytes) -> None:
@@ -202,7 +203,7 @@ class CarryingSession(GrpcSession):
         self.finish(stream, NO_TRAILERS)
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
-        call = self._carried.get(request_id)
+        call = self.carried.get(request_id)
         if call is None or not self.streams[request_id].headers_sent:
             super().fail(request_id, method, failure)
         elif call.is_over:
@@ -211,16 +212,12 @@ class CarryingSession(GrpcSession):
             self.reset_stream(request_id, INTERNAL_ERROR)  # The answer must not look complete.
 
     def renew_window(self, stream: Stream) -> None:
-        call = self._carried.get(stream.id)
+        call = self.carried.get(stream.id)
         if call is None or not call.input:
             super().renew_window(stream)
 
     def shut_down(self) -> None:
-        for call in self._carried.values():
+        for call in self.carried.values():
             if call.is_stream:
                 call.http.shut_down()
         super().shut_down()
-
-    def _let_go(self, stream: GrpcStream) -> bool:
-        self._carried.pop(stream.id, None)
-        return super()._let_go(stream)
