@@ -282,8 +282,8 @@ def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
     except OSError as failure:
         why = failure.with_traceback(None)
     except Exception as failure:
-        # Without a result nobody would dial again. UnicodeError: another member may have published
-        # what is no name of a host.
+        # Whatever went wrong is reported: otherwise this member would not be dialed again. A
+        # UnicodeError comes from a URL without a valid host name, which any member can publish.
         why = OSError(str(failure) or repr(failure))
     if sock is not None:
         sock.close()

@@ -63,8 +63,7 @@ class Surfer(Client):
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[LoneMember]:
     lone = LoneMember(tmp_path / "member")
-    while not lone.member.raft.leader:
-        lone.tick()
+    lone.elect()
     yield lone
     lone.close()
 

@@ -171,8 +171,7 @@ def request(verb: str, path: str, body: Any = b"", headers: dict[str, str] | Non
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[LoneMember]:
     lone = LoneMember(tmp_path / "member")
-    while not lone.member.raft.leader:
-        lone.tick()
+    lone.elect()
     yield lone
     lone.close()
 
@@ -522,8 +521,7 @@ def test_a_request_that_is_too_large_for_the_log_is_refused_and_the_connection_k
     tmp_path: Path,
 ) -> None:
     lone = LoneMember(tmp_path / "m", max_request_bytes=10_000)
-    while not lone.member.raft.leader:
-        lone.tick()
+    lone.elect()
     browser = Browser(lone)
     answer = browser.post("/v3/kv/put", {"key": FOO, "value": b64(b"x" * 10_000)})
     assert (answer.status, answer.json["message"]) == (400, "etcdserver: request is too large")
@@ -1526,8 +1524,7 @@ _GOOD = [
 @pytest.fixture(scope="module")
 def shared_lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneMember]:
     lone = LoneMember(tmp_path_factory.mktemp("http") / "member")
-    while not lone.member.raft.leader:
-        lone.tick()
+    lone.elect()
     yield lone
     lone.close()
 
@@ -1672,8 +1669,7 @@ class Loop(threading.Thread):
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[Loop]:
     lone = LoneMember(tmp_path / "member")
-    while not lone.member.raft.leader:
-        lone.tick()
+    lone.elect()
     loop = Loop(lone)
     loop.start()
     yield loop

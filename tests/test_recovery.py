@@ -464,7 +464,7 @@ def test_an_interrupted_installation_of_a_snapshot_is_completed() -> None:
 
 
 def test_a_snapshot_replaces_data_of_a_lower_layer_of_overlayfs(tmp_path: Path) -> None:
-    """A container whose image has the data: a directory of the image cannot be renamed."""
+    """As in a container whose image has the data: overlayfs cannot rename its directories."""
     for folder in ("lower/member/data", "upper", "work", "merged"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "lower/member/data/old").write_bytes(b"")

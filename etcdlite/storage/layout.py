@@ -157,8 +157,8 @@ class Numbering:
 
     def __init__(self) -> None:
         self._revision = 0
-        """The revision to whose next record `_next` applies. 0: none. -1: whichever comes next,
-        because a `SUB` stated `_next`."""
+        """`_next` is the number of the next record of this revision. 0: of no revision. -1: of the
+        next record, whatever its revision is; a `SUB` came before it."""
         self._next = 0
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""The memory that some code holds, without what other threads of the process take meanwhile."""
+"""The memory that given files allocated. What other threads allocate meanwhile does not count."""
 
 from __future__ import annotations
 

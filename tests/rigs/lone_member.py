@@ -94,6 +94,11 @@ class LoneMember:
         self.member.tick()
         self.settle()
 
+    def elect(self) -> None:
+        """Let time pass until there is a leader."""
+        while not self.member.raft.leader:
+            self.tick()
+
     def close(self) -> None:
         self.member.maintenance.close(self.member.is_applying)
         self.wal.close()
