@@ -116,17 +116,15 @@ def _report(failure: Exception) -> None:
     import traceback
 
     from etcdlite import log
-    from etcdlite.datadir import StartError
+    from etcdlite.errors import Explained
     from etcdlite.permissions import NOT_ALLOWED, remedy
     from etcdlite.storage.disk import NO_SPACE
-    from etcdlite.storage.layout import DataDamaged
     from etcdlite.threads import DiskFailed
-    from etcdlite.wal import WALError
 
     for line in "".join(traceback.format_exception(failure)).splitlines():
         log.debug(line)
     cause = failure.__cause__ if isinstance(failure, DiskFailed) else failure
-    if isinstance(cause, (StartError, DataDamaged, WALError)):
+    if isinstance(cause, Explained):
         log.fatal(str(cause))
         return
     number = cause.errno if isinstance(cause, OSError) else None
@@ -176,6 +174,7 @@ def _report(failure: Exception) -> None:
 def _check_contents(settings: Any) -> list[str]:
     """What a start would refuse in the directories, the TLS files and the key files."""
     from etcdlite import channels, datadir, keys
+    from etcdlite.errors import Explained
     from etcdlite.server import load_tokens
     from etcdlite.storage.disk import Disk
 
@@ -185,7 +184,7 @@ def _check_contents(settings: Any) -> list[str]:
         datadir.check_contents(disk, data_dir, wal_dir, settings.own_files)
         keys.check_start(disk, data_dir, wal_dir, keys.read(settings.encryption_key_file))
         load_tokens(settings)
-    except (datadir.StartError, OSError) as failure:
+    except (Explained, OSError) as failure:
         problems.append(str(failure))
     return problems
 

@@ -105,11 +105,8 @@ def parse_recipient(text: str) -> bytes:
 
 def read_identities(path: str) -> list[Identity]:
     """The identities in a private file: one in each line; empty lines and those that begin with "#"
-    are skipped. Raises AgeError."""
-    try:
-        data = private_file.read(path, MAX_IDENTITY_FILE_BYTES)
-    except private_file.PrivateFileError as failure:
-        raise AgeError(str(failure)) from failure
+    are skipped. Raises AgeError, PrivateFileError."""
+    data = private_file.read(path, MAX_IDENTITY_FILE_BYTES)
     identities = []
     for number, line in enumerate(data.decode("ascii", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):

@@ -18,7 +18,7 @@ from typing import Any
 from etcdlite import log
 from etcdlite.channel import Channel, ChannelError, Maker
 from etcdlite.config import Config
-from etcdlite.datadir import StartError
+from etcdlite.errors import Explained
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS
 from etcdlite.urls import host_port, is_secure
 
@@ -42,7 +42,7 @@ class Channels:
 
     def __init__(self, settings: Config) -> None:
         """Reads secrets and the files of TLS. Makes certificates for auto-tls in the data
-        directory. Blocks. Raises StartError."""
+        directory. Blocks. Raises Explained."""
         self._settings = settings
         self._lock = threading.Lock()
         self._credentials: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class Channels:
         if is_secure(url):
             try:
                 credentials = self._credentials_of("peer-")
-            except StartError as failure:
+            except Explained as failure:
                 raise ChannelError(str(failure)) from failure
             return credentials.dial(_PROTOCOLS[PEERS], host_port(url)[0])
         maker = self._secrets.get(PEERS)
@@ -104,7 +104,7 @@ class Channels:
             if credentials.settings.is_self_signed:
                 try:
                     _ensure_certificate(self._settings, prefix)
-                except StartError as failure:
+                except Explained as failure:
                     log.warn(str(failure), f"made {prefix}", EXPIRY_LINES_PER_S)
             credentials.look(is_asked)
         self._warn_of_expiry()
@@ -134,28 +134,25 @@ class Channels:
 
 
 def _secret_makers(settings: Config) -> dict[str, Maker]:
-    """What makes the channels of shared secrets, by purpose of the listener. Raises StartError."""
+    """What makes the channels of shared secrets, by purpose of the listener. Raises SecretError."""
     found: dict[str, Maker] = {}
     if not (settings.peer_secret_file or settings.client_secret_file):
         return found
     from etcdlite import secret, secret_file
 
     files = []
-    try:
-        for listener, purpose, path in (
-            (PEERS, secret.PEER, settings.peer_secret_file),
-            (CLIENTS, secret.CLIENT, settings.client_secret_file),
-        ):
-            if path:
-                file = secret_file.SecretFile(path, secret.SETTINGS[purpose])
-                files.append(file)
-                found[listener] = secret.Channels(file, purpose, time.monotonic)
-        if len(files) > 1:
-            first, second = files
-            secret_file.check_apart(*(file.secrets(time.monotonic()) for file in files))
-            first.apart_from, second.apart_from = second, first
-    except secret_file.SecretError as failure:
-        raise StartError(str(failure)) from failure
+    for listener, purpose, path in (
+        (PEERS, secret.PEER, settings.peer_secret_file),
+        (CLIENTS, secret.CLIENT, settings.client_secret_file),
+    ):
+        if path:
+            file = secret_file.SecretFile(path, secret.SETTINGS[purpose])
+            files.append(file)
+            found[listener] = secret.Channels(file, purpose, time.monotonic)
+    if len(files) > 1:
+        first, second = files
+        secret_file.check_apart(*(file.secrets(time.monotonic()) for file in files))
+        first.apart_from, second.apart_from = second, first
     return found
 
 
@@ -166,7 +163,7 @@ def check(settings: Config) -> list[str]:
         if getattr(settings, f"{prefix}cert_file".replace("-", "_")):
             try:
                 found = _read_credentials(settings, prefix)
-            except StartError as failure:
+            except Explained as failure:
                 problems.append(str(failure))
                 continue
             now = time.time()
@@ -177,15 +174,12 @@ def check(settings: Config) -> list[str]:
 
 
 def _read_credentials(settings: Config, prefix: str) -> Any:
-    """The `Credentials` of the flags with this prefix. Raises StartError."""
+    """The `Credentials` of the flags with this prefix. Raises CredentialsError, StartError."""
     from etcdlite import credentials
 
     purposes = (PEERS,) if prefix else (CLIENTS, HTTP)
     protocols = [_PROTOCOLS[purpose] for purpose in purposes]
-    try:
-        return credentials.Credentials(_tls_settings(settings, prefix), protocols)
-    except credentials.CredentialsError as failure:
-        raise StartError(str(failure)) from failure
+    return credentials.Credentials(_tls_settings(settings, prefix), protocols)
 
 
 def _ensure_certificate(settings: Config, prefix: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ CODE_NAMES = dict(
 
 class Explained(Exception):
     """Something cannot be done, and the text tells the user why, and where it helps what to do. It
-    ends a command of etcdlite-ctl with that text."""
+    ends a command of etcdlite-ctl, or the server, with that text."""
 
 
 class EtcdError(Exception):

@@ -39,11 +39,8 @@ class KeyUse(NamedTuple):
 
 
 def read(path: str) -> Keyring | None:
-    """The keys in the file at `path`; None if that is empty. Raises StartError."""
-    try:
-        return sealing.read(path) if path else None
-    except sealing.KeyFileError as failure:
-        raise StartError(str(failure)) from failure
+    """The keys in the file at `path`; None if that is empty. Raises KeyFileError."""
+    return sealing.read(path) if path else None
 
 
 def uses(disk: Disk, data_dir: str, wal_dir: str) -> list[KeyUse]:

@@ -138,7 +138,7 @@ class Server:
     # Starting.
 
     def start(self) -> None:
-        """Recover the member and listen. Raises StartError, DataDamaged, WALError, OSError."""
+        """Recover the member and listen. Raises Explained, OSError."""
         settings = self.settings
         disk = Disk()
         keyring = keys.read(settings.encryption_key_file)

@@ -11,6 +11,7 @@ import pytest
 
 from etcdlite import age
 from etcdlite.age import CHUNK_BYTES, AgeError, DecryptedFile, Encryptor, Identity
+from etcdlite.private_file import PrivateFileError
 
 pytest.importorskip("nacl", reason="pynacl is not installed")
 
@@ -166,7 +167,7 @@ def test_a_file_of_identities_is_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "identity"
     path.write_text(f"# comment\n\n{EXAMPLE.text}\n{age.new_identity().text}\n")
     path.chmod(0o644)
-    with pytest.raises(AgeError, match="chmod 600"):
+    with pytest.raises(PrivateFileError, match="chmod 600"):
         age.read_identities(str(path))
     path.chmod(0o600)
     assert age.read_identities(str(path))[0] == EXAMPLE
@@ -176,5 +177,5 @@ def test_a_file_of_identities_is_read_or_refused(tmp_path: Path) -> None:
     path.write_text("# nothing\n")
     with pytest.raises(AgeError, match="has no identity"):
         age.read_identities(str(path))
-    with pytest.raises(AgeError, match="No such file"):
+    with pytest.raises(PrivateFileError, match="No such file"):
         age.read_identities(str(tmp_path / "none"))

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from etcdlite import age, backup, datadir, etcd_hash, keys
-from etcdlite.age import AgeError, Identity
+from etcdlite.age import Identity
 from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session
-from etcdlite.errors import EtcdError
+from etcdlite.errors import EtcdError, Explained
 from etcdlite.mvcc import Store
 from etcdlite.notation import format_size
 from etcdlite.permissions import user_name
@@ -42,7 +42,7 @@ def identities(session: Session) -> list[Identity]:
     path = session.flags["identity"]
     try:
         return age.read_identities(path) if path else []
-    except AgeError as error:
+    except Explained as error:
         raise Failure(f"--identity: {error}") from None
 
 
