@@ -21,7 +21,8 @@ HEAD = """\
 <!-- Made by packaging/errors_page.py: change that, not this. -->
 
 What a member answers when it does not do what it was asked, and what to do then. Texts and codes are
-etcd's; in front of each text stands `etcdserver: `. What a member writes into its log is in
+etcd's; in front of each text stands `etcdserver: `. A text that begins with `etcdlite: ` is about something
+that etcd does not have; it says itself what to do. What a member writes into its log is in
 [clustering.md](clustering.md#what-the-log-says), errors of TLS are in
 [tls.md](tls.md#when-a-connection-fails), the exit status of etcdlite-ctl is in
 [etcdlite-ctl.md](etcdlite-ctl.md#exit-status), that of etcdlite in `man etcdlite`.

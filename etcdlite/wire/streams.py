@@ -259,7 +259,8 @@ def snapshot_parts(member: Member) -> Iterator[bytes]:
             yield header + response.encode()
         member.metrics.snapshot_s.observe(member.clock() - began)
     except (OSError, DataDamaged) as failure:
-        raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the snapshot: {failure}") from failure
+        text = f"etcdlite: cannot read the snapshot; ask another member: {failure}"
+        raise EtcdError(DATA_LOSS, text) from failure
     finally:
         if image is not None:
             image.close()
@@ -303,7 +304,8 @@ def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[by
             yield header + response.encode()
         member.metrics.snapshot_s.observe(member.clock() - began)
     except (OSError, DataDamaged) as failure:
-        raise EtcdError(DATA_LOSS, f"etcdlite: cannot read the data: {failure}") from failure
+        text = f"etcdlite: cannot read the data; ask another member: {failure}"
+        raise EtcdError(DATA_LOSS, text) from failure
     finally:
         if writer is not None:
             writer.close()
@@ -374,7 +376,8 @@ class SnapshotCall(Call):
             raise behind_error()
         wanted = proto.decode_request(proto.SnapshotRequest.decode, body).format
         if wanted not in (proto.SnapshotRequest.DEFAULT, *_FORMATS):
-            raise EtcdError(INVALID_ARGUMENT, "etcdlite: there is no such format of a snapshot")
+            text = f"etcdlite: no snapshot has the format {wanted}: leave it out for the default"
+            raise EtcdError(INVALID_ARGUMENT, text)
         formats = proto.SnapshotRequest
         is_native = self.owner.protocol == "native"
         return _FORMATS[wanted or (formats.ETCDLITE if is_native else formats.ETCD)]
