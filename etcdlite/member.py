@@ -524,10 +524,9 @@ class Member:
             self.peers.send(message)
 
     def _send_snapshot(self, message: Message) -> None:
-        """Send the current state, which is at the index of the message or after it."""
+        """Send the current state, which is at the index of the message or after it. So the members
+        are those of now, too: the receiver applies no change that the state contains."""
         link = self.peers.links.get(message.to)
-        snapshot = message.snapshot
-        assert snapshot is not None
         if link is None or self.clock() < link.next_snapshot_at:
             self.raft.report_snapshot(message.to, False)
             return
@@ -540,8 +539,8 @@ class Member:
         offer = proto.SnapshotOffer(
             index=image.index,
             term=image.term,
-            voters=list(snapshot.voters),
-            learners=list(snapshot.learners),
+            voters=sorted(self.raft.voters),
+            learners=sorted(self.raft.learners),
             size_bytes=image.size_bytes,
             nonce=self.rng.getrandbits(63),
             leader_term=message.term,

@@ -16,6 +16,7 @@ from sim.world import Node, World
 from etcdlite import frames, log, methods, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import Limits
+from etcdlite.raft import HEARTBEAT_RESP, Message
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
@@ -860,6 +861,30 @@ def caught_up(cluster: Cluster, away: Node) -> None:
 
     world.run_until(is_level)
     cluster.agree()
+
+
+def test_the_receiver_of_a_snapshot_knows_the_members_that_it_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Consensus asks for a snapshot while entries are applied, and the next of them adds a member.
+    The receiver never applies that entry: it is in the snapshot."""
+    cluster, leader, away = behind(strict_reconfig_check=False)
+    member = leader.member
+    raft, change_membership = member.raft, member.state.change_membership
+
+    def asked_before(change: Any) -> Any:
+        raft.step(Message(HEARTBEAT_RESP, leader.member_id, away.member_id, raft.term))
+        return change_membership(change)
+
+    monkeypatch.setattr(member.state, "change_membership", asked_before)
+    added = cluster.add("m4", is_learner=True)
+    cluster.world.run(0.1)
+    image = member.peers.links[away.member_id].image
+    assert isinstance(image, snap.Image) and image.index == raft.log.applied
+    monkeypatch.undo()
+    away.start()
+    caught_up(cluster, away)
+    assert away.member.raft.learners == {added.member_id}
 
 
 def test_a_snapshot_goes_on_over_another_connection() -> None:
