@@ -409,9 +409,10 @@ def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:
         if length > MAX_HEADER_BYTES:
             raise ValueError
         header = json.loads(file.read(length))
-        for field in ("revision", "total_keys"):
-            if type(header[field]) is not int:
-                raise ValueError
+        if any(type(header[field]) is not int for field in ("revision", "total_keys")):
+            raise ValueError
+        if not any(item["name"] == checkpoint.NAME for item in header["files"]):
+            raise ValueError
         for item in header["files"]:
             if type(item["size_bytes"]) is not int or item["size_bytes"] < 0:
                 raise ValueError
