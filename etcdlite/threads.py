@@ -112,12 +112,12 @@ class LogThread:
             not self.is_alone or self._sync_s > LONGEST_SYNC_S or now < self._asked_until
         ):
             return False
-        size_bytes = 0
+        size_bytes, last = 0, -1
         for save in saves:
-            if save.snapshot is not None:
-                return False
+            if save.snapshot is not None or (save.entries and save.entries[0].index <= last):
+                return False  # Several frames: after one without space, the first would come again.
             for entry in save.entries:
-                size_bytes += len(entry.data)
+                size_bytes, last = size_bytes + len(entry.data), entry.index
         return size_bytes < FEW_BYTES and self._wal.has_room(2 * size_bytes + FEW_BYTES)
 
     def save_now(self, saves: list[Ready]) -> float | None:

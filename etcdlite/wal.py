@@ -13,7 +13,8 @@ Invariants
     frame is written. Its header repeats the state of the log up to there, so that an earlier
     segment can be removed once a snapshot covers its entries.
     After an `OSError` the log refuses every later write, because the state of the file is unknown
-    until it is opened again; but a frame that finds no space is written again in the same place.
+    until it is opened again. But a frame that finds no space is written again in the same place; it
+    may have grown, but a shorter one would leave a part of it behind its end.
 
 The log never returns an entry that was not saved, and never drops one that was synced: unless the
 last frame is provably torn, `WAL.open` raises `WALDamaged` and changes nothing.

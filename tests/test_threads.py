@@ -223,6 +223,14 @@ def test_large_saves_snapshots_and_new_segments_are_left_to_the_thread(log, thre
     assert not thread.is_quick(save())
 
 
+def test_saves_that_replace_each_other_are_left_to_the_thread(log, thread):
+    """They take several frames. Without space for the second one, the caller would begin again with
+    the first, in its place, and what is left of a longer one would look like damage."""
+    assert thread.is_quick([*save(1), *save(2)])
+    assert not thread.is_quick([*save(1), *save(2), *save(2)])
+    assert not thread.is_quick([*save(3), Ready(None, []), *save(2)])
+
+
 def test_a_save_of_the_caller_that_fails_ends_the_process(log, thread):
     log.failure = OSError(5, "Input/output error")
     with pytest.raises(DiskFailed, match="Input/output error") as raised:
