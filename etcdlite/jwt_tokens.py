@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etcdlite import log
-from etcdlite.auth import Auth, Author
+from etcdlite.auth import MAX_NAME_BYTES, Auth, Author
 from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
 from etcdlite.notation import parse_duration_s
 from etcdlite.private_file import read_file
@@ -35,6 +35,8 @@ DEFAULT_TTL = "5m"
 MAX_KEY_BYTES = 64 << 10
 
 MAX_TOKEN_CHARS = 16 << 10
+
+MAX_REVISION = 1 << 63
 
 
 class JwtTokens:
@@ -91,17 +93,20 @@ class JwtTokens:
                 token,
                 self._public_key,
                 algorithms=[self._method],
-                options={"require": ["exp"], "verify_aud": False},
+                options={"require": ["username", "revision", "exp"], "verify_aud": False},
             )
-        except (jwt.InvalidTokenError, ValueError, RecursionError):
+            name, revision = claims["username"], claims["revision"]
+            if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
+                raise ValueError
+            if not isinstance(revision, int) or not 0 <= revision < MAX_REVISION:
+                raise ValueError
+            known = (name, revision, float(claims["exp"]))
+        except (jwt.InvalidTokenError, ValueError, OverflowError, RecursionError):
             # Before 2.11, PyJWT lets JSON that is nested deeply raise RecursionError.
             raise error("InvalidAuthToken") from None
-        name, revision = claims.get("username"), claims.get("revision")
-        if not isinstance(name, str) or not isinstance(revision, int) or revision < 0:
-            raise error("InvalidAuthToken")
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
-        known = self._known[token] = (name, revision, float(claims["exp"]))
+        self._known[token] = known
         return known
 
 

@@ -20,7 +20,7 @@ from rigs.users import CHEAP
 from etcdlite import auth as auth_module
 from etcdlite import flags, jwt_tokens, methods, passwords, proto
 from etcdlite import tokens as tokens_module
-from etcdlite.auth import OWN, Auth, Author
+from etcdlite.auth import MAX_NAME_BYTES, OWN, Auth, Author
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
@@ -945,6 +945,10 @@ def test_bad_json_web_tokens(open_house: Auth, keys: dict[str, Path]) -> None:
         ("a user that is a number", signed(username=7)),
         ("without a revision", signed(revision=None)),
         ("a revision that is a text", signed(revision="7")),
+        ("a revision of more than 64 bits", signed(revision=1 << 64)),
+        ("an end of more digits than a float has", signed(exp=10**400)),
+        ("half of a surrogate pair in the name", signed(username="\ud800")),
+        ("a name that no user can have", signed(username="a" * (MAX_NAME_BYTES + 1))),
         ("not before next year", signed(nbf=int(claims["exp"]) + 10**7)),
         ("simple", "AlvjVLTFdGxZCmcU.49"),
         ("umlaut", "ü.ü.ü"),
