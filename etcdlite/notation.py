@@ -32,6 +32,9 @@ def load_toml(data: bytes) -> dict[str, Any]:
 
 def toml_text(value: Any, native: type | None) -> str:
     """A TOML string, or a value of type `native`, as command line text. Raises ValueError."""
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and "\0" in text for text in texts):
+        raise ValueError("a NUL (\\u0000) is in it; remove that")
     if isinstance(value, str):
         return value
     if native is bool and isinstance(value, bool):

@@ -393,6 +393,14 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, content, reason):
     assert reason in line and str(path) in line
 
 
+@pytest.mark.parametrize("value", ['"a\\u0000b"', '["a\\u0000b"]'])
+def test_no_setting_has_a_nul(file, value):
+    """The command line and the environment cannot have one, and no path may."""
+    for name in set(flags.FLAGS) - {"config-file"}:
+        found = problems(file=file(f"{name} = {value}"))
+        assert any("NUL" in line and name in line for line in found), name
+
+
 @pytest.mark.parametrize("name", ["etcd.conf.yml", "etcd.conf", "etcdlite.toml"])
 @pytest.mark.parametrize("text", ["name: default\n", "# etcd\n\nwal-dir:\nname: 'default'\n"])
 def test_yaml_is_recognised(file, name, text):

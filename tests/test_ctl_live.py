@@ -453,6 +453,20 @@ def test_interactive_watches_share_a_stream_and_tell_what_is_wrong(
     ]
 
 
+def test_a_command_with_a_nul_is_no_traceback(server: ServerFactory, start: Start) -> None:
+    """A line can have one, in double quotes."""
+    endpoint = server().endpoint
+    ctl_of(endpoint)("put", "a", "1")
+    watch = start(endpoint, "watch", "-i")
+    watch.type(b'watch a --rev=1 -- "echo\\x00"\n')
+    watch.wait_for(b"PUT\na\n1\n")
+    ended = watch.end()
+    assert ended.status == 1
+    assert ended.stderr == (
+        'Error: command ["echo\\x00"] error (exec echo\\x00: embedded null byte)\n'
+    )
+
+
 @pytest.mark.parametrize(
     "failure", [DiscoveryError("no servers"), Failure("it ended", 5), OSError(28, "disk full")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -146,3 +147,11 @@ def test_a_url_counts_once_and_must_be_one_that_others_can_dial() -> None:
     ):
         with pytest.raises(EtcdError, match=why.replace("[", r"\[")):
             membership.peer_urls_of([url, bad])
+
+
+def test_a_token_of_any_bytes_counts_as_its_bytes() -> None:
+    """The command line may have what is not UTF-8. etcd hashes the bytes of the token."""
+    url = "http://127.0.0.1:2380"
+    token = b"caf\xe9".decode("utf-8", "surrogateescape")
+    digest = hashlib.sha1(url.encode() + b"caf\xe9").digest()
+    assert membership.derive_member_id([url], token) == int.from_bytes(digest[:8], "big")

@@ -152,6 +152,8 @@ def test_options_come_from_a_file(tmp_path: Path, server: ServerFactory) -> None
         ('hex = "perhaps"', "hex: "),
         ("user = 1", "user: wrong type; write a string"),
         ("command-timeout = 5", "command-timeout: wrong type; write a string"),
+        ('cacert = "a\\u0000b"', "cacert: a NUL"),
+        ('endpoints = ["a\\u0000b"]', "endpoints: a NUL"),
     ):
         file.write_text(line)
         done = run_ctl("get", "a", given)

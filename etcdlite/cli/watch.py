@@ -185,8 +185,8 @@ class Watcher:
                 command, stdin=subprocess.DEVNULL, env=environment, check=False
             ).returncode
             cause = f"exit status {status}" if status else ""
-        except OSError as error:
-            cause = f"exec {command[0]}: {error.strerror}"
+        except (OSError, ValueError) as error:  # ValueError: a word has a NUL.
+            cause = f"exec {command[0]}: {getattr(error, 'strerror', error)}"
         if cause:
             words = " ".join(quote(os.fsencode(word)) for word in command)
             raise Failure(f"command [{words}] error ({cause})")

@@ -216,7 +216,7 @@ def peer_urls_of(peer_urls: Iterable[str]) -> list[str]:
 
 
 def derive_member_id(peer_urls: Iterable[str], token: str) -> int:
-    return _id_of(("".join(sorted(peer_urls)) + token).encode())
+    return _id_of(("".join(sorted(peer_urls)) + token).encode("utf-8", "surrogateescape"))
 
 
 def derive_cluster_id(member_ids: Iterable[int]) -> int:
