@@ -272,6 +272,17 @@ def test_endpoints_that_make_no_sense_are_refused(endpoint: str) -> None:
         client_core.parse_endpoint(endpoint)
 
 
+def test_an_endpoint_with_a_user_is_refused_and_its_password_not_shown() -> None:
+    with pytest.raises(ValueError, match="has no user: leave out all up to the @") as refused:
+        client_core.parse_endpoint("https://root:hunter2@10.0.0.1:2379")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_endpoints_that_are_separated_by_spaces_are_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="separate endpoints by commas"):
+        client_core.parse_endpoint("10.0.0.1:2379 10.0.0.2:2379")
+
+
 def test_a_lease_once_lost_stays_lost() -> None:
     clock = scripts.LeaseClock(100.0, 10)
     assert not clock.lost(109.9)

@@ -549,6 +549,9 @@ def test_flags_may_stand_anywhere_and_take_their_value_in_every_way() -> None:
     [
         (["--bogus"], "unknown flag: --bogus"),
         (["--pref"], "unknown flag: --pref (did you mean --prefix?)"),
+        (["--cert-file", "x"], "unknown flag: --cert-file (did you mean --cert?)"),
+        (["--ca-file=x"], "unknown flag: --ca-file (did you mean --cacert?)"),
+        (["--peers=x"], "unknown flag: --peers (did you mean --endpoints?)"),
         (["-x"], "unknown shorthand flag: 'x' in -x (if -x is an argument, write -- before it)"),
         (["-w"], "flag needs an argument: 'w' in -w"),
         (["--limit"], "flag needs an argument: --limit"),
@@ -804,6 +807,12 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ("bogus", 1, 'unknown command "bogus" for "etcdlite-ctl" (see etcdlite-ctl --help)'),
         ("set a b", 1, 'unknown command "set" for "etcdlite-ctl" (did you mean put?)'),
         ("pit a b", 1, 'unknown command "pit" for "etcdlite-ctl" (did you mean put?)'),
+        ("delete a", 1, 'unknown command "delete" for "etcdlite-ctl" (did you mean del?)'),
+        (
+            "health",
+            1,
+            'unknown command "health" for "etcdlite-ctl" (did you mean endpoint health?)',
+        ),
         (
             "cluster-health",
             1,
@@ -823,6 +832,11 @@ def test_put_takes_the_value_from_standard_input(fake: type[FakeClient]) -> None
         ("member add", 128, "member name not provided"),
         ("member add x", 128, "member peer urls not provided"),
         ("member add x y --peer-urls=http://a:1", 128, "too many arguments"),
+        (
+            "member add x http://a:1",
+            128,
+            "too many arguments, did you mean --peer-urls=http://a:1",
+        ),
         ("member remove", 128, "member ID is not provided"),
         ("member update 12", 128, "member peer urls not provided"),
         ("member promote", 128, "member ID is not provided"),
@@ -942,7 +956,13 @@ def test_an_unknown_variable_is_reported(fake: type[FakeClient]) -> None:
         ("ETCDCTL_WRITEOUT", " (did you mean ETCDCTL_WRITE_OUT?)"),
         ("ETCDCTL_LIMIT", ""),
         ("ETCDCTL_PREFIX", ""),
-        ("ETCDCTL_PEERS", ""),
+        ("ETCDCTL_STRICT_RECONFIG_CHECK", ""),
+        # Of etcdctl for API v2, and of etcd.
+        ("ETCDCTL_PEERS", " (did you mean ETCDCTL_ENDPOINTS?)"),
+        ("ETCDCTL_CA_FILE", " (did you mean ETCDCTL_CACERT?)"),
+        ("ETCDCTL_TRUSTED_CA_FILE", " (did you mean ETCDCTL_CACERT?)"),
+        ("ETCDCTL_CERT_FILE", " (did you mean ETCDCTL_CERT?)"),
+        ("ETCDCTL_KEY_FILE", " (did you mean ETCDCTL_KEY?)"),
     ],
 )
 def test_only_a_variable_with_a_similar_name_is_suggested(

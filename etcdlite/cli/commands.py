@@ -106,25 +106,22 @@ def lease_grant(session: Session) -> None:
         ttl = parse_int(session.arguments[0])
     except ValueError as error:
         raise BadArguments(f"bad TTL ({error})") from None
-    try:
-        response = session.ask("Lease.LeaseGrant", TTL=ttl)
-    except EtcdliteError as error:
-        raise _wrapped("failed to grant lease", error, session) from None
+    response = _ask_lease(session, "failed to grant lease", "Lease.LeaseGrant", TTL=ttl)
     session.show("lease_grant", response)
 
 
-def _wrapped(what: str, error: EtcdliteError, session: Session) -> Failure:
-    endpoint = error.endpoint or session.client().endpoint
-    text = f"{what} ({error.text})"
-    return Failure(text if endpoint in text else f"{text} (endpoint {endpoint})")
+def _ask_lease(session: Session, failed: str, method: str, **fields: Any) -> Any:
+    try:
+        return session.ask(method, **fields)
+    except EtcdliteError as error:
+        endpoint, text = error.endpoint or session.client().endpoint, f"{failed} ({error.text})"
+        text = text if endpoint in text else f"{text} (endpoint {endpoint})"
+        raise Failure(text) from None
 
 
 def lease_revoke(session: Session) -> None:
     lease = session.lease_argument("revoke")
-    try:
-        response = session.ask("Lease.LeaseRevoke", ID=lease)
-    except EtcdliteError as error:
-        raise _wrapped("failed to revoke lease", error, session) from None
+    response = _ask_lease(session, "failed to revoke lease", "Lease.LeaseRevoke", ID=lease)
     session.show("lease_revoke", response, lease)
 
 
@@ -204,7 +201,9 @@ def _change(session: Session, method: str, **fields: Any) -> Any:
 def member_add(session: Session) -> None:
     if not session.arguments:
         raise BadArguments("member name not provided")
-    (name,) = session.need(1, "too many arguments")
+    given = [word for word in session.arguments[1:] if word.lower().startswith("http")]
+    hints = "".join(f", did you mean --peer-urls={url}" for url in given)
+    (name,) = session.need(1, f"too many arguments{hints}")
     urls = _peer_urls(session)
     response = _change(session, "MemberAdd", peerURLs=urls, isLearner=session.flags["learner"])
     session.show("member_add", response)

@@ -176,11 +176,20 @@ def parse_flags(
     return arguments, -1, values
 
 
+_OTHER_NAMES = {
+    **{"ca-file": "cacert", "trusted-ca-file": "cacert", "cert-file": "cert", "key-file": "key"},
+    **{"peers": "endpoints"},
+}
+"""The flags here for those of etcd, and of etcdctl for API v2."""
+
+
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+    by_word = {other.lower().replace("_", "-"): other for other in known}
+    word = name.lower().replace("_", "-")
+    close = difflib.get_close_matches(_OTHER_NAMES.get(word, word), by_word, 1)
+    return f" (did you mean {prefix}{by_word[close[0]]}?)" if close else ""
 
 
 def variable(environment: Mapping[str, str], name: str) -> tuple[str, str] | None:
@@ -214,8 +223,7 @@ def _environment_flags(environment: Mapping[str, str]) -> dict[str, Any]:
     _check_variables(environment)
     values: dict[str, Any] = {}
     for flag in GLOBAL_FLAGS:
-        found = variable(environment, flag.name)
-        if found is not None:
+        if found := variable(environment, flag.name):
             try:
                 values[flag.name] = _PARSERS[flag.kind](found[1])
             except ValueError as error:

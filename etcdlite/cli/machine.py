@@ -42,8 +42,8 @@ PROBE_S = 2.0
 
 MIN_PROBE_SPACE_BYTES = 16 << 20
 
-_LOCK = re.compile(r"FLOCK +\S+ +\S+ +(\d+) +[0-9a-f]+:[0-9a-f]+:(\d+) ")
-_MAX_FILES = re.compile(r"Max open files +(\d+)")
+_LOCK = re.compile(rb"FLOCK +\S+ +\S+ +(\d+) +[0-9a-f]+:[0-9a-f]+:(\d+) ")
+_MAX_FILES = re.compile(rb"Max open files +(\d+)")
 _LISTENS = "0A"
 
 
@@ -261,16 +261,15 @@ def _holder_of_lock(path: str) -> int:
     """The process that holds the lock of a data directory (proc_locks(5)); 0: none."""
     with contextlib.suppress(OSError):
         inode = os.stat(path).st_ino
-        with open("/proc/locks") as file:
-            for pid, locked in _LOCK.findall(file.read()):
-                if int(locked) == inode and b"etcdlite" in _read(f"/proc/{pid}/cmdline"):
-                    return int(pid)
+        for pid, locked in _LOCK.findall(_read("/proc/locks")):
+            if int(locked) == inode and b"etcdlite" in _read(f"/proc/{int(pid)}/cmdline"):
+                return int(pid)
     return 0
 
 
 def _read(path: str) -> bytes:
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(1 << 16)
+        return file.read(16 << 20)  # The table of 100,000 connections.
     return b""
 
 
@@ -287,7 +286,7 @@ def listeners(port: int) -> set[str]:
     """The inodes of the sockets that listen on a TCP port (proc_net(5))."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in _lines(table):
+        for line in _read(table).decode("ascii", "replace").splitlines():
             fields = line.split()
             is_listening = len(fields) > 9 and fields[3] == _LISTENS
             if is_listening and fields[1].rpartition(":")[2] == f"{port:04X}":
@@ -295,16 +294,11 @@ def listeners(port: int) -> set[str]:
     return found
 
 
-def _lines(path: str) -> list[str]:
-    with contextlib.suppress(OSError), open(path) as file:
-        return file.readlines()[1:]
-    return []
-
-
 def _look_at_ports(machine: Machine, config: Config) -> None:
     own: set[str] = set()
     if machine.pid:
-        machine.max_files = _max_files(machine.pid)
+        if limit := _MAX_FILES.search(_read(f"/proc/{machine.pid}/limits")):
+            machine.max_files = int(limit[1])
         try:
             own = set(_sockets(machine.pid))
         except OSError:
@@ -320,11 +314,6 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
             host, port = host_port(url)
             if port and _is_in_use(host, port) and not own & (found := listeners(port)):
                 machine.taken_ports.append(Port(flag, url, holder(found)))
-
-
-def _max_files(pid: int) -> int:
-    found = _MAX_FILES.search(_read(f"/proc/{pid}/limits").decode("ascii", "replace"))
-    return int(found[1]) if found else 0
 
 
 def _is_in_use(host: str, port: int) -> bool:

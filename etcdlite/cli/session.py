@@ -145,11 +145,9 @@ class Session:
     def _password(self) -> str:
         """That of --password or --user, or the one that is typed when it is first needed."""
         if self._typed_password is None:
-            given: str = self.flags["user"]
-            password: str = self.flags["password"]
-            if not password and ":" in given:
-                password = given.partition(":")[2]
-            elif given and not password:
+            user, colon, password = self.flags["user"].partition(":")
+            password = self.flags["password"] or password
+            if user and not (colon or password):
                 password = ask_password("Password: ")
             self._typed_password = password
         return self._typed_password

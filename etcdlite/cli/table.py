@@ -417,7 +417,9 @@ REFUSED = {
 INSTEAD = {
     **dict.fromkeys(("set", "mk", "update"), "put"),
     **dict.fromkeys(("ls", "keys"), "get --prefix --keys-only"),
-    **{"rm": "del", "ping": "endpoint health", "cluster-health": "endpoint health --cluster"},
+    **{"rm": "del", "delete": "del", "members": "member list", "status": "endpoint status"},
+    **dict.fromkeys(("ping", "health"), "endpoint health"),
+    "cluster-health": "endpoint health --cluster",
 }
 """The command here for one of other programs, such as etcdctl for API v2. They are never prefixes:
 "set" is not short for setup."""

@@ -96,14 +96,13 @@ class Endpoint(NamedTuple):
 def parse_endpoint(endpoint: str) -> Endpoint:
     """("127.0.0.1", 2379, "") from "127.0.0.1:2379"; the scheme may be http or https, an IPv6
     address is in brackets, and the port may be missing. Raises ValueError for anything else."""
-    rest = endpoint.strip().rstrip("/")
-    scheme, separator, tail = rest.partition("://")
-    if separator:
-        if scheme not in ("http", "https"):
-            raise ValueError(f"endpoint {endpoint!r}: write http:// or https://, not {scheme}://")
-        rest = tail
-    else:
-        scheme = ""
+    scheme, separator, rest = endpoint.strip().rstrip("/").rpartition("://")
+    if "@" in rest:  # The endpoint is not shown: it may have a password.
+        raise ValueError("an endpoint has no user: leave out all up to the @, and give user apart")
+    if len(rest.split()) > 1:
+        raise ValueError(f"endpoint {endpoint!r}: separate endpoints by commas")
+    if separator and scheme not in ("http", "https"):
+        raise ValueError(f"endpoint {endpoint!r}: write http:// or https://, not {scheme}://")
     if rest.startswith("["):
         host, _, port_text = rest[1:].partition("]")
         if port_text and not port_text.startswith(":"):
