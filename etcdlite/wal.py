@@ -145,7 +145,6 @@ MIN_SEGMENT_BYTES = 2 * SECTOR_BYTES
 COPY_FRAME_BYTES = 1 << 20
 """The size of the frames that `replace_segments` writes, without the last entry of each."""
 
-_Keys = Keyring | None
 _SEGMENT_MAGIC = b"etcdlWAL"
 _SEGMENT_HEADER = Struct("<8sIIQQIIQQQQQQQI")
 _PLAIN_BYTES = 48
@@ -204,7 +203,7 @@ class WALVersionError(WALError):
 class WALKeyMissing(WALError):
     """The file at `path` is sealed with the key `key_id`, which `keys` does not have."""
 
-    def __init__(self, path: str, key_id: bytes, keys: _Keys) -> None:
+    def __init__(self, path: str, key_id: bytes, keys: Keyring | None) -> None:
         given = ids_text(keys.ids if keys is not None else ())
         super().__init__(
             f"write-ahead log {path} is encrypted with key {key_id.hex()}, but the keys given are: "
@@ -273,7 +272,7 @@ class WAL:
         metadata: bytes,
         salt: int,
         segment_bytes: int,
-        keys: _Keys,
+        keys: Keyring | None,
     ) -> None:
         self.sync_enabled = True
         self.write_s = 0.0
@@ -311,7 +310,7 @@ class WAL:
         segment_bytes: int,
         *,
         sync_enabled: bool = True,
-        keys: _Keys = None,
+        keys: Keyring | None = None,
     ) -> WAL:
         """Start an empty log; the folder is made if needed. Durable on return.
 
@@ -340,7 +339,7 @@ class WAL:
         segment_bytes: int,
         *,
         sync_enabled: bool = True,
-        keys: _Keys = None,
+        keys: Keyring | None = None,
     ) -> tuple[WAL, Recovered]:
         """Read the log and make it ready for `save`; what is returned is durable.
 
@@ -595,7 +594,7 @@ class _Header(NamedTuple):
 class _Recovery:
     """One run of `WAL.open`. It reads everything before it changes anything."""
 
-    def __init__(self, disk: Disk, directory: str, names: list[str], keys: _Keys) -> None:
+    def __init__(self, disk: Disk, directory: str, names: list[str], keys: Keyring | None) -> None:
         self._disk = disk
         self._keys = keys
         self._directory = directory
@@ -763,7 +762,9 @@ class _Recovery:
             raise WALDamaged(path, start, f"record of unknown type {record}")
 
 
-def _read_header(file: File, path: str, sequence: int, keys: _Keys) -> tuple[_Header, _Seal | None]:
+def _read_header(
+    file: File, path: str, sequence: int, keys: Keyring | None
+) -> tuple[_Header, _Seal | None]:
     """The checked header of a segment, and the seal of its frames. Raises WALDamaged,
     WALVersionError, WALKeyMissing."""
     size_bytes = file.size()
@@ -845,7 +846,7 @@ def _sealed_header(plain: bytes, key: Key | None) -> tuple[bytes, _Seal | None]:
     return head + sealed, _Seal(key, _FRAME_PLACE + sealed[-TAG_BYTES:])
 
 
-def _unsealed_header(path: str, head: bytes, keys: _Keys) -> tuple[bytes, _Seal]:
+def _unsealed_header(path: str, head: bytes, keys: Keyring | None) -> tuple[bytes, _Seal]:
     """The reverse of `_sealed_header` with a key. Raises WALKeyMissing, WALDamaged."""
     key_id, sealed_bytes = _SEAL.unpack_from(head, _PLAIN_BYTES)
     key = keys.find(key_id) if keys is not None else None

@@ -33,7 +33,6 @@ from etcdlite.client.operations import (
     KeyValue,
     Op,
     Put,
-    Range,
     RangeResult,
     get,
     range_,
@@ -80,8 +79,8 @@ def stand_in_line(prefix: bytes, lease: int, value: bytes) -> Recipe[Held]:
     # If sent twice, the second one finds the key of the first.
     placed = yield txn(
         compare=[CreateRevision(key) == 0],
-        success=[Put(key, value, lease=lease), Range(prefix=prefix, sort_by="create", limit=1)],
-        failure=[Get(key), Range(prefix=prefix, sort_by="create", limit=1)],
+        success=[Put(key, value, lease=lease), _first(prefix)],
+        failure=[Get(key), _first(prefix)],
         repeatable=True,
     )
     mine, head = placed.results

@@ -103,11 +103,6 @@ class Alarms:
         which member is right."""
         return CORRUPT in self.kinds
 
-    @property
-    def has_no_space(self) -> bool:
-        """A member is out of space: writes that need space are refused."""
-        return NOSPACE in self.kinds
-
     def _note_kinds(self) -> None:
         self.kinds = frozenset(kind for _, kind in self._active)
 
@@ -120,7 +115,7 @@ class Alarms:
         ):
             self.raise_nospace()
             raise error("NoSpace")
-        if self.kinds and self.has_no_space:
+        if NOSPACE in self.kinds:  # A member is out of space.
             raise error("NoSpace")
 
     def raise_nospace(self, failure: OSError | None = None) -> None:
