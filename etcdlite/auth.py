@@ -194,16 +194,6 @@ class Auth:
         if check is not None and (author is None or not author.is_member):
             check(self, author, request)
 
-    def check_root(self, author: Author | None) -> None:
-        """Raise UserEmpty, UserNotFound or PermissionDenied unless the author has the role
-        root."""
-        if author is None or not (author.name or author.is_member):
-            raise error("UserEmpty")
-        if author.is_member:
-            return
-        if ROOT not in self._existing_user(author.name).roles:
-            raise error("PermissionDenied")
-
     def lease_steps(
         self, lessor: Lessor, author: Author | None, puts: Sequence[tuple[int, bytes | None]]
     ) -> Generator[None, None, None]:
@@ -589,17 +579,24 @@ def _check_user(auth: Auth, author: Author | None, request: Any) -> None:
         raise error("PermissionDenied")
 
 
+def _check_root(auth: Auth, author: Author | None, request: Any) -> None:
+    if author is None or not author.name:
+        raise error("UserEmpty")
+    if ROOT not in auth._existing_user(author.name).roles:
+        raise error("PermissionDenied")
+
+
 def _check_alarm(auth: Auth, author: Author | None, request: Any) -> None:
     """Every user may read the alarms."""
     if request.action == proto.AlarmRequest.GET:
         _check_user(auth, author, request)
     else:
-        auth.check_root(author)
+        _check_root(auth, author, request)
 
 
 def _check_own_user(auth: Auth, author: Author | None, request: Any) -> None:
     if author is None or author.name != request.name:
-        auth.check_root(author)
+        _check_root(auth, author, request)
 
 
 def _check_own_role(auth: Auth, author: Author | None, request: Any) -> None:
@@ -607,7 +604,7 @@ def _check_own_role(auth: Auth, author: Author | None, request: Any) -> None:
         user = auth.user(author.name)
         if user is not None and request.role in user.roles:
             return
-    auth.check_root(author)
+    _check_root(auth, author, request)
 
 
 def _check_watch(auth: Auth, author: Author | None, request: Any) -> None:
@@ -624,7 +621,7 @@ _BY_PERMISSION: dict[Permission, _Check | None] = {
     Permission.USER: _check_user,
     Permission.LEASE: _check_user,
     Permission.ALARM: _check_alarm,
-    Permission.ROOT: lambda auth, author, request: auth.check_root(author),
+    Permission.ROOT: _check_root,
 }
 
 _BY_METHOD: dict[str, _Check] = {

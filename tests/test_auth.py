@@ -908,7 +908,8 @@ def test_a_new_password_ends_json_web_tokens(open_house: Auth, keys: dict[str, P
     tokens = jwt_tokens.load(jwt_options(keys, "HS256", priv_key="secret"))
     token = tokens.issue(b"", "root", open_house.revision)
     add_role(open_house, "later")
-    open_house.check_root(tokens.author(open_house, token))
+    user_list = METHOD_BY_NAME["Auth.UserList"].number
+    open_house.check(tokens.author(open_house, token), user_list, proto.AuthUserListRequest())
     changed = proto.AuthUserChangePasswordRequest(name="root", hashedPassword=HASHED)
     open_house.change_password(changed)
     assert name_of(lambda: tokens.author(open_house, token)) == "AuthOldRevision"
