@@ -28,7 +28,15 @@ from rigs.real_etcd import running_etcd, without_settings
 from etcdlite import proto
 from etcdlite.cli import mirror
 from etcdlite.cli.session import Session
-from etcdlite.client import Client, ConnectionFailed, Delete, EtcdliteError, Put, UnknownOutcome
+from etcdlite.client import (
+    Client,
+    ConnectionFailed,
+    Delete,
+    EtcdliteError,
+    PermissionDenied,
+    Put,
+    UnknownOutcome,
+)
 from etcdlite.client.gateway import Gateway
 
 Histories = dict[bytes, list[bytes | None]]
@@ -246,6 +254,18 @@ def test_users_of_etcd_are_asked_for_their_passwords(etcd: Gateway, server: Serv
     assert lite.client().get("b").value == b"1"
 
 
+def test_a_user_does_not_count_where_etcd_asks_for_none(
+    etcd: Gateway, server: ServerFactory
+) -> None:
+    """As for etcdctl, whose command line may have the user before authentication is enabled."""
+    lite = server()
+    lite.client().put("a", "1")
+    words = ("make-mirror", "--once", etcd.endpoint, "--dest-user=root:secret")
+    ended = run_ctl(f"--endpoints={lite.endpoint}", *words)
+    assert ended.status == 0, ended
+    assert etcd.call("KV.Range", proto.RangeRequest(key=b"a")).kvs[0].value == b"1"
+
+
 # One mirror, on etcdlite alone.
 
 
@@ -343,6 +363,19 @@ def test_what_cannot_go_on_says_why(pair: tuple[ServerProcess, ServerProcess]) -
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     ended = run_ctl(f"--endpoints={pair[0].endpoint}", "make-mirror", "--once", nobody)
     assert ended.status == 1 and "connection refused" in ended.stderr
+
+
+def test_a_mirror_does_not_feed_itself(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    client = pair[0].client()
+    client.put("/a/x", "1")
+    before = revision(client)
+    own = (pair[0], pair[0])
+    for words in ((), ("--prefix=/a/",), ("--prefix=/a/", "--dest-prefix=/a/b/")):
+        ended = run_mirror(own, "--once", *words)
+        assert ended.status == 128 and "copy its own changes for ever" in ended.stderr, ended
+    assert revision(client) == before
+    assert run_mirror(own, "--once", "--prefix=/a/", "--dest-prefix=/b/").status == 0
+    assert client.get("/b/x").value == b"1"
 
 
 class Wrapped:
@@ -503,6 +536,13 @@ def test_without_a_checkpoint_key_a_lost_answer_ends_the_mirror(
     assert ended.status == 1
     assert "mirrored 0 changes, up to revision 1 of the source" in ended.stderr
     assert "With --checkpoint-key a mirror goes on after this" in ended.stderr
+
+    def refuse() -> None:
+        raise PermissionDenied()
+
+    ended = run_wrapped(pair, monkeypatch, refuse, nothing)
+    assert ended.status == 1 and "permission denied" in ended.stderr
+    assert "--checkpoint-key" not in ended.stderr, "with it, the mirror would end, too"
 
 
 ANSWERS = [

@@ -206,6 +206,13 @@ class Mirror:
                 "`--dest-prefix` and `--no-dest-prefix` cannot be set at the same time, choose one"
             )
         self._renamed = renamed or (b"" if flags["no-dest-prefix"] else self._prefix)
+        # The cluster ID does not tell: clusters of the default configuration have the same.
+        is_own = not set(session.endpoints).isdisjoint(session.arguments[0].split(","))
+        if is_own and self._renamed.startswith(self._prefix):
+            raise BadArguments(
+                "the destination is the source, and the mirror would copy its own changes for "
+                "ever: name another one, or a --dest-prefix outside of --prefix"
+            )
         self._checkpoint_key = os.fsencode(flags["checkpoint-key"])
         self._most_ops = flags["max-txn-ops"] - bool(self._checkpoint_key)
         if self._most_ops < 1:
@@ -508,8 +515,9 @@ class Mirror:
         try:
             response = self._target.call("KV.Txn", request)
         except EtcdliteError as error:
-            text = f"{describe(error)}. With --checkpoint-key a mirror goes on after this"
-            raise Failure(text) from None
+            hint = ". With --checkpoint-key a mirror goes on after this"
+            passes = error.code == UNAVAILABLE or isinstance(error, Timeout)
+            raise Failure(describe(error) + hint * passes) from None
         self._target_revision = response.header.revision
 
     def _write_surely(self, request: Any, value: bytes) -> None:

@@ -147,7 +147,10 @@ class Gateway:
 
     def _log_in(self) -> None:
         request = proto.AuthenticateRequest(name=self._user, password=self._password)
-        self._token = self.call("Auth.Authenticate", request).token
+        try:
+            self._token = self.call("Auth.Authenticate", request).token
+        except errors.AuthNotEnabled:  # As in other clients, the user does not count there.
+            self._user = ""
 
     def _connected(self) -> http.client.HTTPConnection:
         """A new connection to the endpoint in use. Raises OSError."""
