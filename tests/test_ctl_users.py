@@ -318,6 +318,17 @@ def test_names_and_passwords_are_text(server: ServerFactory) -> None:
         assert ended.stderr.count("\n") == 1
 
 
+def test_a_password_of_several_words_is_taken_as_a_whole(guarded: ServerProcess) -> None:
+    ctl = ctl_of(guarded.endpoint)
+    root = ("--user", "root:rootpw")
+    for words in (("user", "add", "dora"), ("user", "passwd", "dora")):
+        text = f"a secret of {words[1]}"
+        ended = ctl(*words, *root, "--interactive=false", stdin=f"{text}\n".encode())
+        assert ended.status == 0, ended
+        assert ctl("user", "get", "dora", "--user", "dora", "--password", text).status == 0
+        assert ctl("user", "get", "dora", "--user", "dora", "--password", "a").status == 2
+
+
 def test_no_user_gets_an_empty_password(server: ServerFactory) -> None:
     ctl = ctl_of(server().endpoint)
     for words in (("ann:",), ("ann", "--interactive=false")):

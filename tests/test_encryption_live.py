@@ -307,4 +307,5 @@ def test_bad_recipients_are_refused_before_anything_is_asked(tmp_path: Path) -> 
     for text in ("age1", "AGE-SECRET-KEY-1QQ", "me"):
         ended = run_ctl("snapshot", "save", f"--encrypt-to={text}", str(tmp_path / "x"))
         assert ended.status == 128 and "--encrypt-to" in ended.stderr, ended
+        assert "SECRET-KEY-1QQ" not in ended.stderr, "a log may keep it"
     assert not os.listdir(tmp_path)

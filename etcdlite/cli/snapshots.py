@@ -61,7 +61,8 @@ def _recipient(text: str) -> bytes:
     try:
         return age.parse_recipient(text)
     except AgeError as error:
-        raise BadArguments(f"--encrypt-to {text}: {error}") from None
+        # No more than the beginning: it may be a private key.
+        raise BadArguments(f"--encrypt-to {text[:8]}...: {error}") from None
 
 
 class _Checked:

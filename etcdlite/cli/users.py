@@ -24,8 +24,7 @@ _FIRST_KEY = _OPEN_END = b"\x00"
 
 def _new_password(name: str, session: Session) -> str:
     if not session.flags["interactive"]:
-        words = sys.stdin.readline().split()
-        return words[0] if words else ""
+        return sys.stdin.readline().strip()
     password = ask_password(f"Password of {name}: ")
     if not password:
         raise BadArguments("empty password")
