@@ -226,11 +226,8 @@ def load(
     layers = [reader.read_environment(environ, prefix) for prefix in ("ETCD_", "ETCDLITE_")]
     layers.append(on_command_line)
     above_file = {name: setting for layer in layers for name, setting in layer.items()}
-    named = above_file.get("config-file")
-    if named is not None and named.value:
-        in_file = reader.read_file(named.value, must_exist=True)
-    else:
-        in_file = reader.read_file(default_file, must_exist=False)
+    named = above_file.get("config-file", _DEFAULTS["config-file"])
+    in_file = reader.read_file(named.value or default_file, named.where if named.value else "")
     config = _Resolver(reader, {**_DEFAULTS, **in_file, **above_file}, has_member).config()
     if reader.problems:
         raise ConfigError(reader.problems, reader.warnings)
@@ -403,15 +400,16 @@ class _Reader:
                     self.warnings.append(line + (" (it is ignored)" if hint else "; it is ignored"))
         return layer
 
-    def read_file(self, path: str, must_exist: bool) -> _Layer:
+    def read_file(self, path: str, named_by: str) -> _Layer:
+        """The settings in a file. `named_by`: where its path was set; empty: it may be missing."""
         layer: _Layer = {}
         shown = quoted(path)
         try:
             with open(path, "rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
-            if must_exist:
-                self.problems.append(f"{shown}: no such file; correct --config or create the file")
+            if named_by:
+                self.problems.append(f"{shown}: no such file; correct {named_by} or create it")
             return layer
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

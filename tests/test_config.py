@@ -261,8 +261,11 @@ def test_the_file_can_be_named_by_flag_and_by_variable_and_replaces_the_default_
 
 
 def test_a_named_file_has_to_exist(tmp_path):
-    (line,) = problems("--config", str(tmp_path / "none.toml"))
-    assert "none.toml: no such file" in line
+    path = str(tmp_path / "none.toml")
+    (line,) = problems("--config", path)
+    assert "none.toml: no such file; correct --config or create it" in line
+    (line,) = problems(environ={"ETCD_CONFIG_FILE": path})
+    assert "none.toml: no such file; correct ETCD_CONFIG_FILE or create it" in line
 
 
 def test_a_file_takes_the_types_of_toml_and_the_notation_of_flags(file):
