@@ -31,6 +31,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
 
@@ -623,14 +624,8 @@ def make_mirror(session: Session) -> None:
     if flags["verify"] and not flags["once"]:
         raise BadArguments("--verify is only for --once: the source goes on changing")
     other = _destination(session)
-    source = target = None
-    try:
-        source, target = client_of(session), client_of(other)
+    with closing(client_of(session)) as source, closing(client_of(other)) as target:
         mirror = Mirror(session, source, target)
         mirror.run()
         if flags["verify"]:
             mirror.verify()
-    finally:
-        for client in (source, target):
-            if client is not None:
-                client.close()
