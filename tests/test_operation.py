@@ -43,6 +43,7 @@ from etcdlite.listeners import Listeners
 from etcdlite.memory import COLLECT_OBJECTS, collect_only_new_objects
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, layout
+from etcdlite.storage import disk as disk_layer
 from etcdlite.storage.disk import Disk, File
 from etcdlite.threads import DiskFailed
 
@@ -987,6 +988,17 @@ def test_errors_of_the_disk_name_the_file():
         with pytest.raises(OSError, match="'/dev/full'"):
             operation()
     full.close()
+
+
+@pytest.mark.parametrize("call", ["fsync", "flock"])
+def test_what_cannot_be_synced_or_locked_is_named(call, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(disk_layer.os if call == "fsync" else disk_layer.fcntl, call, fail)
+    disk, path = Disk(), str(tmp_path / "file")
+    with pytest.raises(OSError, match=f"'{tmp_path if call == 'fsync' else path}'"):
+        disk.sync_dir(str(tmp_path)) if call == "fsync" else disk.open_new(path)
 
 
 def test_a_log_that_cannot_be_synced_ends_the_server_and_nothing_more_is_answered(

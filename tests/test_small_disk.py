@@ -314,13 +314,15 @@ def test_a_member_goes_on_while_its_directory_belongs_to_another_user(
     MemberRig(disk.fork(), story, SMALL_LIMITS)
 
 
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_that_cannot_reserve_space_is_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int
 ) -> None:
-    """As on NFS with musl. A log there waits when a write finds no space."""
+    """As on NFS with musl, or in a sandbox that lacks the call. A log there waits when a write
+    finds no space."""
 
     def refuse(*_: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(disk_layer.os, "posix_fallocate", refuse)
     wal = WAL.create(Disk(), str(tmp_path), b"", 4096)
@@ -349,6 +351,30 @@ def test_a_thread_waits_for_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert os.path.exists(path) and next(tries) == 5
 
 
+@pytest.mark.parametrize("call", ["rename", "unlink"])
+def test_a_thread_waits_for_access_to_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
+    monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
+    real, tries = getattr(os, call), count(1)
+
+    def refuse(*paths: str) -> None:
+        if next(tries) < 4:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), *paths)
+        real(*paths)
+
+    path = tmp_path / "file"
+    path.touch()
+    paths = [str(path), str(tmp_path / "other")][: 1 + (call == "rename")]
+    monkeypatch.setattr(disk_layer.os, call, refuse)
+    with pytest.raises(PermissionError):
+        getattr(Disk(), call)(*paths)  # The main thread must not wait.
+    thread = threading.Thread(target=getattr(Disk(), call), args=paths)
+    thread.start()
+    thread.join()
+    assert not path.exists() and next(tries) == 5
+
+
 def test_reads_go_on_while_what_is_applied_cannot_be_written() -> None:
     disk = FaultyDisk()
     rig = MemberRig(disk)
@@ -374,11 +400,13 @@ def test_reads_go_on_while_what_is_applied_cannot_be_written() -> None:
     MemberRig(disk.fork(), rig.story)
 
 
-@pytest.mark.parametrize(("filled", "segment_bytes"), [("allocate", 1024), ("pwrite", 4096)])
+@pytest.mark.parametrize(
+    ("filled", "segment_bytes"), [("create", 1024), ("allocate", 1024), ("pwrite", 4096)]
+)
 def test_the_log_waits_for_space_in_its_thread(
     monkeypatch: pytest.MonkeyPatch, filled: str, segment_bytes: int
 ) -> None:
-    """For a new segment, and for a frame, where a file system does not keep what is reserved."""
+    """For a new segment, its inode, and a frame, where a file system reserves nothing."""
     monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
     disk = FaultyDisk()
     wal = WAL.create(disk, "wal", b"", segment_bytes)

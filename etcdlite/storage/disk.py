@@ -146,7 +146,7 @@ class File:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError as failure:
             os.ftruncate(self._fd, before_bytes)  # ext4 has reserved what it found.
-            if failure.errno != errno.EOPNOTSUPP:
+            if failure.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             # As in etcd. NFS, for example, cannot reserve; glibc then writes zeros, but not musl.
             os.ftruncate(self._fd, max(before_bytes, size_bytes))
@@ -235,7 +235,7 @@ class _Eraser:
         with suppress(OSError):  # There is none, it is a folder, or no descriptor is free.
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            call(*args)
+            _patiently(call, *args)
             if fd >= 0 and os.fstat(fd).st_size > ERASE_STEP_BYTES:
                 self._removed[fd] = os.path.dirname(path) or "."
                 fd = -1
@@ -295,16 +295,18 @@ class Disk:
         """Create a file with this content, and reserve `size_bytes` for it. It must not exist yet.
         A thread waits for space (see `pause`); after an error there is no file."""
         while True:
-            file = self.open_new(path)
+            file = None
             try:
+                file = self.open_new(path)
                 if size_bytes:
                     file.allocate(size_bytes)
                 if content:
                     file.pwrite(content, 0)
                 return file
             except OSError as failure:
-                file.close()
-                self.unlink(path)
+                if file is not None:
+                    file.close()
+                    self.unlink(path)
                 if failure.errno not in NO_SPACE:
                     raise
                 pause(failure)
@@ -334,7 +336,8 @@ class Disk:
         fd = _open(path, flags)
         try:
             fcntl.flock(fd, mode | fcntl.LOCK_NB)
-        except BaseException:
+        except OSError as failure:
+            failure.filename = path
             os.close(fd)
             raise
         return File(path, fd)
@@ -378,6 +381,9 @@ class Disk:
         fd = _open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(fd)
+        except OSError as failure:
+            failure.filename = path
+            raise
         finally:
             os.close(fd)
         _ERASER.synced(path)
