@@ -135,11 +135,18 @@ def _report(failure: Exception) -> None:
             "too many open files; nothing acknowledged is lost. Raise the limit (LimitNOFILE= of "
             "systemd, ulimit -n) and start again"
         )
+    elif (
+        isinstance(cause, MemoryError) or number == errno.ENOMEM or "start new thread" in str(cause)
+    ):
+        why = (
+            "out of memory, or of threads; nothing acknowledged is lost. Raise the limit "
+            "(MemoryMax= or TasksMax= of systemd, ulimit), or add memory, and start again"
+        )
     elif isinstance(cause, OSError) and cause.filename and number in NOT_ALLOWED:
         path = str(cause.filename)
         log.fatal(f"cannot use {os.path.abspath(path)}: {cause.strerror}. {remedy(cause, path)}")
         return
-    elif isinstance(cause, OSError) and cause.filename and number == errno.ENOENT:
+    elif isinstance(cause, OSError) and cause.filename and number in (errno.ENOENT, errno.ESTALE):
         why = (
             "a file or directory of this member is gone: removed, or its file system unmounted; "
             "stopping, because what is written now would be lost. Bring it back and start again, "
@@ -157,11 +164,6 @@ def _report(failure: Exception) -> None:
         why = (
             f"a setting needs the Python module {name}, which is not installed. Install it, on "
             f"Debian with 'apt install python3-{name}'"
-        )
-    elif isinstance(cause, MemoryError) or "start new thread" in str(cause):
-        why = (
-            "out of memory, or of threads; nothing acknowledged is lost. Raise the limit "
-            "(MemoryMax= or TasksMax= of systemd, ulimit), or add memory, and start again"
         )
     else:
         why = "a fault in etcdlite; stopping. Please report it with this line"

@@ -699,7 +699,10 @@ def test_a_member_whose_directory_is_removed_stops_soon(server, folder):
     assert "FATAL a file or directory of this member is gone" in running.lines[-1], running.tail()
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.ENOENT])
+@pytest.mark.parametrize(
+    "number",
+    [errno.EROFS, errno.EIO, errno.ENOSPC, errno.ENOENT, errno.ESTALE, errno.ENOMEM],
+)
 def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(log, "fatal", lambda text, **fields: lines.append(text))
@@ -712,6 +715,8 @@ def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypa
         errno.EIO: "the disk failed; stopping",
         errno.ENOSPC: "the disk is full; nothing acknowledged is lost",
         errno.ENOENT: "a file or directory of this member is gone",
+        errno.ESTALE: "a file or directory of this member is gone",
+        errno.ENOMEM: "out of memory",
     }
     assert len(lines) == 1 and lines[0].startswith(says[number]), lines
 
