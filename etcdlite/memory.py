@@ -37,15 +37,14 @@ def cgroup_limits(groups: str, top: str = _CGROUPS) -> list[str]:
         if not path:
             continue
         if not controllers:
-            folder, name = top, "memory.max"
+            folder, names = top, ["memory.max", "memory.high"]
         elif "memory" in controllers.split(","):
-            folder, name = f"{top}/memory", "memory.limit_in_bytes"
+            folder, names = f"{top}/memory", ["memory.limit_in_bytes"]
         else:
             continue
-        found.append(f"{folder}/{name}")
-        for part in filter(None, path.split("/")):
-            folder += f"/{part}"
-            found.append(f"{folder}/{name}")
+        for part in ("", *filter(None, path.split("/"))):
+            folder += part and f"/{part}"
+            found += [f"{folder}/{name}" for name in names]
     return found
 
 

@@ -104,14 +104,18 @@ def test_the_limits_are_those_of_the_own_control_group_and_of_all_above_it() -> 
     v2 = memory.cgroup_limits("0::/system.slice/etcdlite.service\n", "/cg")
     assert v2 == [
         "/cg/memory.max",
+        "/cg/memory.high",
         "/cg/system.slice/memory.max",
+        "/cg/system.slice/memory.high",
         "/cg/system.slice/etcdlite.service/memory.max",
+        "/cg/system.slice/etcdlite.service/memory.high",
     ]
     v1 = memory.cgroup_limits("5:cpu,cpuacct:/a\n4:memory:/box\n0::/\n", "/cg")
     assert v1 == [
         "/cg/memory/memory.limit_in_bytes",
         "/cg/memory/box/memory.limit_in_bytes",
         "/cg/memory.max",
+        "/cg/memory.high",
     ]
     assert memory.cgroup_limits("junk") == memory.cgroup_limits("") == []
 
