@@ -25,6 +25,8 @@ SMALL_BYTES = 64 << 10
 COLLECT_OBJECTS = 5_000
 """The garbage collector runs after this many new objects that it tracks. A run takes about 1 ms."""
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
 _CGROUPS = "/sys/fs/cgroup"
 
 
@@ -59,7 +61,7 @@ def _own_limits() -> list[str]:
 def total_bytes(limits: Iterable[str] | None = None) -> int:
     """The memory that this process may use: the machine's, or that of its control groups if that is
     less. `limits` are the files that say so."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
     for path in _own_limits() if limits is None else limits:
         try:
             with open(path) as file:
@@ -71,14 +73,16 @@ def total_bytes(limits: Iterable[str] | None = None) -> int:
     return total
 
 
-def resident_bytes() -> int:
-    """What this process holds in memory now."""
+def process_bytes() -> tuple[int, int]:
+    """What this process holds now: (address space, memory). Raises OSError without /proc."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = file.read().split()
+    return int(pages[0]) * PAGE_BYTES, int(pages[1]) * PAGE_BYTES
 
 
 def default_limit_bytes() -> int:
-    return max(MIN_LIMIT_BYTES, total_bytes() // SHARE - resident_bytes())
+    held = process_bytes()[1] if os.path.exists("/proc/self/statm") else 0
+    return max(MIN_LIMIT_BYTES, total_bytes() // SHARE - held)
 
 
 def collect_only_new_objects() -> None:

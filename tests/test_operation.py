@@ -721,6 +721,20 @@ def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypa
     assert len(lines) == 1 and lines[0].startswith(says[number]), lines
 
 
+def test_it_serves_without_proc(server):
+    """As in a container or chroot without it. The metrics of the process are left out."""
+    hide = 'mount -t tmpfs tmpfs /proc && exec "$0" -m etcdlite "$@"'
+    inside = ("unshare", "--map-root-user", "--mount", "sh", "-c")
+    if subprocess.run([*inside, "mount -t tmpfs tmpfs /proc"], capture_output=True).returncode:
+        pytest.skip("cannot hide /proc")
+    running = server(program=(*inside, hide, sys.executable))
+    running.client().put("k", "v")
+    with urllib.request.urlopen(f"http://{running.endpoint}/metrics", timeout=PATIENCE_S) as found:
+        text = found.read().decode()
+    assert "promhttp_metric_handler_requests_total" in text and "\nprocess_" not in text
+    running.stop()
+
+
 INTERRUPTED = """
 import os, signal, sys
 class Finder:

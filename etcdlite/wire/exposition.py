@@ -22,7 +22,7 @@ from typing import NamedTuple
 from etcdlite import ETCD_API_VERSION, __version__, backup_status, methods
 from etcdlite.errors import CODE_NAMES, OK
 from etcdlite.member import Member
-from etcdlite.memory import Budget
+from etcdlite.memory import Budget, process_bytes
 from etcdlite.metrics import SHORT_BOUNDS_S, SYNC_BOUNDS_S, Histogram
 from etcdlite.raft import LEADER
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, alarm_name
@@ -30,6 +30,7 @@ from etcdlite.versions import etcd_version
 from etcdlite.wire.health import HealthCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STARTED_S = time.time()
 
 _Labels = Mapping[str, str] | str
 """By name, or as they are rendered."""
@@ -323,16 +324,19 @@ class Scrape(NamedTuple):
         )  # fmt: skip
 
     def _process(self) -> Iterator[str]:
-        with open("/proc/self/statm", "rb") as file:
-            pages = file.read().split()
-        page_bytes = resource.getpagesize()
+        yield _gauge("promhttp_metric_handler_requests_in_flight", "Scrapes being answered", 1)
+        scrapes = self.member.metrics.scrapes
+        yield _counter("promhttp_metric_handler_requests_total", "Scrapes", scrapes, code="200")
+        if not os.path.exists("/proc/self/statm"):
+            return  # Without /proc the rest is not known.
+        address_bytes, ram_bytes = process_bytes()
+        files = _open_files()
         most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
-        files = _open_files()
         times = os.times()
         yield _families(
-            ("gauge", "process_resident_memory_bytes", int(pages[1]) * page_bytes, "Memory in RAM"),
-            ("gauge", "process_virtual_memory_bytes", int(pages[0]) * page_bytes, "Address space"),
+            ("gauge", "process_resident_memory_bytes", ram_bytes, "Memory in RAM"),
+            ("gauge", "process_virtual_memory_bytes", address_bytes, "Address space"),
             ("gauge", "process_virtual_memory_max_bytes",
              2.0**64 if most_bytes == resource.RLIM_INFINITY else most_bytes,
              "Limit of the address space"),
@@ -344,9 +348,6 @@ class Scrape(NamedTuple):
             yield _gauge(name, "Open file descriptors", files)
         for name in ("process_max_fds", "os_fd_limit"):
             yield _gauge(name, "Limit of open file descriptors", most_files)
-        yield _gauge("promhttp_metric_handler_requests_in_flight", "Scrapes being answered", 1)
-        scrapes = self.member.metrics.scrapes
-        yield _counter("promhttp_metric_handler_requests_total", "Scrapes", scrapes, code="200")
 
     def _own(self) -> Iterator[str]:
         metrics, member = self.member.metrics, self.member
@@ -523,13 +524,3 @@ def _number(value: float) -> str:
 def _open_files() -> int:
     # Linux reports the number as the size since 6.2. Listing the entries takes 0.8 us each.
     return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
-
-
-def _started_s() -> float:
-    """The Unix time at which this process began (proc(5): starttime, in ticks since boot)."""
-    with open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
-
-
-_STARTED_S = _started_s()
