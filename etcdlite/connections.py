@@ -284,25 +284,33 @@ class Connections:
         for connection in list(self.all):
             self.close(connection)
 
-    def add(self, connection: Connection) -> None:
-        """Begin to serve a connection."""
+    def add(self, connection: Connection) -> bool:
+        """Begin to serve a connection. Returns False if the system refuses that: it is closed."""
         sock = connection.sock
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if _NOTSENT_LOWAT is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT_BYTES)
+        ready = partial(self._ready, connection)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if _NOTSENT_LOWAT is not None:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, NOT_SENT_BYTES)
+            self._selector.register(sock, connection.mask, ready)
+        except OSError as failure:
+            log.error("cannot serve a connection", "accept", error=str(failure))
+            sock.close()
+            connection.session.closed()
+            return False
+        connection.ready = ready
         self.all.add(connection)
         self._by_session[connection.session] = connection
         self._awake[connection.session] = None
-        connection.ready = partial(self._ready, connection)
         if connection.site is None:
-            self._turns.first.add(connection.ready)
-        self._selector.register(sock, connection.mask, connection.ready)
+            self._turns.first.add(ready)
         late = self._places.take(connection, connection.host, connection.site is None)
         if late is not None:
             self.drop(late, "too many connections have not opened the protocol")
+        return True
 
     def produce(self) -> None:
         """Produce long answers, for one slice."""

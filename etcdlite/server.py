@@ -500,7 +500,8 @@ class Server:
         else:
             dial.channel = channel
             connection = Connection(result, "", peer, None, dial, channel)
-            self.connections.add(connection)
+            if not self.connections.add(connection):
+                return
             if channel is None or channel.is_established:
                 dial.connected()
             else:

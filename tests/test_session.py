@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import socket
 import time
 import tracemalloc
 import weakref
 from pathlib import Path
 from selectors import DefaultSelector
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import pytest
@@ -494,6 +497,31 @@ def test_sessions_that_are_closed_hold_up_no_others_and_are_forgotten() -> None:
     connections.close_all()
     for sock in clients:
         sock.close()
+
+
+@pytest.mark.parametrize("refused", ["register", "setsockopt"])
+def test_a_connection_that_the_system_refuses_is_closed_and_no_other(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As epoll_ctl(2) without memory, and setsockopt(2) on macOS after a reset."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    connections, sessions, clients = resting(1)
+    sock, client = socket.socketpair()
+    late: Any = Namespace(setblocking=sock.setblocking, setsockopt=refuse, close=sock.close)
+    if refused == "register":
+        late.setsockopt = lambda *_: None
+        monkeypatch.setattr(connections._selector, refused, refuse)
+    site: Any = object()
+    session = Ticked()
+    assert not connections.add(Connection(late, "1.2.3.4", "1.2.3.4:5", site, session))
+    assert client.recv(1) == b"" and session.is_closing
+    assert [connection.session for connection in connections.all] == sessions
+    connections.close_all()
+    for each in (*clients, client):
+        each.close()
 
 
 def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
