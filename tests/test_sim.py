@@ -18,6 +18,7 @@ QUICK = (
     "applied index is not recovered",
     "forwarded writes are sent twice",
     "follower reads without asking",
+    "learners count for a commit",
     "compaction takes too much",
     "checksums are not looked at",
     "snapshot is not marked in the log",

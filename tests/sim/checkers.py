@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -1002,8 +1003,9 @@ class Safety:
                 f"{message.term}",
             )
         if self.world.voter_crashes and self.world.rng.random() < self.world.voter_crashes:
-            voter = next(n for n in self.world.nodes.values() if n.member_id == message.sender)
-            self.world.at(0.0, lambda: self._crash(voter))
+            voters = [n for n in self.world.nodes.values() if n.member_id == message.sender]
+            for voter in voters:  # None if another member is in its place since.
+                self.world.at(0.0, partial(self._crash, voter))
 
     @staticmethod
     def _crash(node: Any) -> None:

@@ -20,7 +20,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.versions import CURRENT, Version
 from sim.checkers import Op, Oracle
 from sim.client import Client, Load
-from sim.world import Node, World, node_name, url
+from sim.world import Node, World, moves, node_name, url
 
 MAX_MEMBERS = 7
 
@@ -55,6 +55,8 @@ class Nemesis:
         self._quiet_until = 0.0
         """Nothing else happens before this time."""
         self._is_setting_back = False
+        self._left: set[int] = set()
+        """Members in whose place there is another one since."""
         self.mean_pause_s = rng.choice((0.3, 1.0, 3.0))
         self.weights = {
             "kill": rng.choice((0, 3, 10)),
@@ -89,6 +91,11 @@ class Nemesis:
             self.weights.update({"flip_bits": flips} if flips else {})
             set_back = random.Random(f"{world.seed} set back").choice((0, 0, 10))
             self.weights.update({"set_back": set_back} if set_back else {})
+            if "isolate_leader" in self.weights:
+                self.weights["isolate_with_learners"] = self.weights["isolate_leader"]
+            for name in ("move", "rejoin"):
+                weight = random.Random(f"{world.seed} {name}").choice((0, 2, 6))
+                self.weights.update({name: weight} if weight else {})
         # Of the wires as a whole.
         if rng.random() < 0.3:
             world.message_faults = (
@@ -277,6 +284,15 @@ class Nemesis:
         names = [node.name for node in self.world.nodes.values() if node is not leader]
         ways = {(leader.name, name) for name in names} | {(name, leader.name) for name in names}
         return self._block(ways, 0.5, 5.0)
+
+    def _do_isolate_with_learners(self) -> bool:
+        """A leader reaches only those that do not vote: they must not stand in for a quorum."""
+        leader = self.world.leader
+        if leader is None or not leader.member.raft.learners:
+            return False
+        ids = {leader.member_id, *leader.member.raft.learners}
+        side = {node.name: node.member_id in ids for node in self.world.nodes.values()}
+        return self._block({(a, b) for a in side for b in side if side[a] != side[b]}, 0.5, 5.0)
 
     def _do_one_way(self) -> bool:
         names = [node.name for node in self.world.nodes.values() if not node.is_gone]
@@ -529,6 +545,32 @@ class Nemesis:
         self._admin_ask("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=member_id))
         return True
 
+    def _do_rejoin(self) -> bool:
+        """A member is added at the address of one that was removed, which may run still."""
+        leader = self.world.leader
+        if leader is None or len(leader.member.state.membership.members) >= MAX_MEMBERS:
+            return False
+        members = leader.member.state.membership.members
+        gone = [node for node in self.world.nodes.values() if node.member_id not in members]
+        if not gone:
+            return False
+        urls, is_learner = [self._rng.choice(gone).url], self._rng.random() < 0.7
+        self._admin_ask(
+            "Cluster.MemberAdd", proto.MemberAddRequest(peerURLs=urls, isLearner=is_learner)
+        )
+        return True
+
+    def _do_move(self) -> bool:
+        """A member gets another address."""
+        node = self._pick()
+        if node is None or self.world.leader is None:
+            return False
+        urls = [url(node.name, moves(node.url) + 1)]
+        self._admin_ask(
+            "Cluster.MemberUpdate", proto.MemberUpdateRequest(ID=node.member_id, peerURLs=urls)
+        )
+        return True
+
     def _do_promote(self) -> bool:
         leader = self.world.leader
         if leader is None or not leader.member.state.membership.learners:
@@ -538,7 +580,8 @@ class Nemesis:
         return True
 
     def _reconcile(self) -> None:
-        """Start the machines of members that were added, as an administrator would."""
+        """Start the machines of members that were added, and those that moved at their new
+        addresses, as an administrator would."""
         nodes = self.world.nodes
         # There may be no leader before the new one is there.
         first = max(
@@ -551,6 +594,19 @@ class Nemesis:
         members = list(first.member.state.membership.members.values())
         for member in members:
             name = node_name(member.peerURLs[0])
+            known = nodes.get(name)
+            if known is not None and known.member_id != member.ID and member.ID not in self._left:
+                self._left.add(known.member_id)
+                known.is_gone = True
+                if known.is_up:
+                    known.crash()
+                del nodes[name]
+            elif known is not None and moves(known.url) < moves(member.peerURLs[0]):
+                self._note(f"{name} moves to {member.peerURLs[0]}")
+                known.url = member.peerURLs[0]
+                if known.is_up:
+                    known.crash()
+                    self._stopped(known)
             if name not in nodes:
                 others = [m for m in members if m.ID != member.ID]
                 self._note(f"{name} joins as {member.ID:x}")

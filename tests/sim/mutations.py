@@ -212,6 +212,52 @@ def _read_without_a_quorum(patch: Patch) -> None:
     patch.set(raft.Raft, "_take_read", at_once)
 
 
+@mutation(
+    faults={"add_member": 60.0, "promote": 0.0, "isolate_with_learners": 60.0},
+    load={"get": 80.0, "put": 40.0},
+    mean_pause_s=0.4,
+    options={"strict_reconfig_check": False},
+)
+def _learners_confirm_reads(patch: Patch) -> None:
+    on_heartbeat_resp = raft.Raft._on_heartbeat_resp
+
+    def finish(self: Any) -> None:
+        if len(self._round_acks) > len(self.voters) // 2:
+            reads, self._round_reads = self._round_reads, []
+            for node, context in reads:
+                self._answer_read(node, context)
+
+    def generous(self: Any, message: Any) -> None:
+        if self._round_reads and message.context == self._round.to_bytes(8, "little"):
+            self._round_acks.add(message.sender)
+            finish(self)
+        on_heartbeat_resp(self, message)
+
+    patch.item(raft._HANDLERS[raft.LEADER], raft.HEARTBEAT_RESP, generous)
+
+
+@mutation(faults={"add_member": 60.0, "isolate_with_learners": 60.0}, mean_pause_s=0.4)
+def _learners_count_for_a_commit(patch: Patch) -> None:
+    def hasty(self: Any) -> bool:
+        log = self.log
+        matches = sorted((progress.match for progress in self.progress.values()), reverse=True)
+        found = matches[len(self.voters) // 2]
+        if found <= log.committed or log.term(found) != self.term:
+            return False
+        log.commit_to(found)
+        self._start_round_if_due()
+        return True
+
+    patch.set(raft.Raft, "_maybe_commit", hasty)
+
+
+@mutation(
+    faults={**SPLITS, "pause": 15.0, "move_leader": 20.0}, load={"get": 80.0}, mean_pause_s=0.4
+)
+def _read_before_the_leader_knows_what_is_committed(patch: Patch) -> None:
+    patch.set(raft.Raft, "_has_committed_in_term", lambda self: True)
+
+
 @mutation(faults={**SPLITS, "slow_disk": 10.0, "slow_way": 10.0}, load={"get": 80.0})
 def _follower_reads_without_asking(patch: Patch) -> None:
     read = reading.Reads.read
@@ -325,6 +371,26 @@ def _membership_change_before_the_last_one_is_applied(patch: Patch) -> None:
         return propose(self, data)
 
     patch.set(raft.Raft, "propose_conf_change", hasty)
+
+
+@mutation(
+    members=1,
+    faults={"add_member": 80.0, "promote": 80.0, "power": 60.0, "power_all": 0.0},
+    mean_pause_s=0.3,
+    # A member that restarts knows only from its log that there are others.
+    options={
+        "strict_reconfig_check": False,
+        "checkpoint_bytes": 1 << 30,
+        "wal_segment_bytes": 1 << 16,
+    },
+)
+def _commit_index_is_not_saved(patch: Patch) -> None:
+    save = wal.WAL.save
+
+    def forgetful(self: Any, hard_state: Any, entries: Any) -> None:
+        save(self, hard_state and hard_state._replace(commit=0), entries)
+
+    patch.set(wal.WAL, "save", forgetful)
 
 
 # Storage and recovery.

@@ -262,6 +262,7 @@ class World:
             self, name, next(iter(self.nodes.values())).cluster_id, options
         )
         node.member_id = member.ID
+        node.url = member.peerURLs[0]
         node.create([], [*members, member])
         node.start()
         return node
@@ -293,12 +294,18 @@ class World:
 CHEAP = Cost(8 << 10, 1)
 
 
-def url(name: str) -> str:
-    return f"http://{name}:2380"
+def url(name: str, moves: int = 0) -> str:
+    """The peer URL of a node that has moved so often."""
+    return f"http://{name}:{2380 + moves}"
 
 
 def node_name(peer_url: str) -> str:
-    return peer_url.removeprefix("http://").removesuffix(":2380")
+    return peer_url.removeprefix("http://").split(":")[0]
+
+
+def moves(peer_url: str) -> int:
+    """How often the node has moved that has this peer URL."""
+    return int(peer_url.split(":")[2]) - 2380
 
 
 def _member(name: str) -> Any:
@@ -435,6 +442,8 @@ class Node:
         self.name = name
         self.cluster_id = cluster_id
         self.member_id = _member(name).ID
+        self.url = url(name)
+        """Where other members reach it."""
         self.disk = SimDisk()
         self.options = options
         self.is_up = False
@@ -989,7 +998,7 @@ class Node:
             target = world.nodes.get(name)
             if (self.name, name) in world.blocked or (name, self.name) in world.blocked:
                 world.at(1.0, lambda: self._unreachable(life, dial, False))
-            elif target is None or not target.is_up:
+            elif target is None or not target.is_up or target.url != to:
                 self._unreachable(life, dial, True)
             else:
                 self._accepted(dial, target)
