@@ -393,6 +393,25 @@ def _commit_index_is_not_saved(patch: Patch) -> None:
     patch.set(wal.WAL, "save", forgetful)
 
 
+@mutation(
+    faults={"away": 40.0, "add_member": 60.0, "remove_member": 20.0},
+    load={"put": 60.0},
+    mean_pause_s=0.4,
+    # Otherwise no member is added while another one is away.
+    options={"strict_reconfig_check": False, "raft": {"log_tail_bytes": 2000}},
+)
+def _members_of_a_snapshot_are_not_taken(patch: Patch) -> None:
+    restore = raft.Raft._maybe_restore
+
+    def nostalgic(self: Any, snapshot: Any) -> None:
+        if self.voters:
+            members = {"voters": tuple(self.voters), "learners": tuple(self.learners)}
+            snapshot = snapshot._replace(**members)
+        restore(self, snapshot)
+
+    patch.set(raft.Raft, "_maybe_restore", nostalgic)
+
+
 # Storage and recovery.
 
 

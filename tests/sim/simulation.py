@@ -403,6 +403,15 @@ class Simulation:
                 )
             with node.disk.observed():
                 check_state(self.oracle, store, node.name)
+            raft, membership = node.member.raft, node.member.state.membership
+            known = sorted(raft.voters), sorted(raft.learners)
+            if known != (membership.voters, membership.learners):
+                raise Violation(
+                    "consensus counts the members that the state has",
+                    f"{node.name} counts {known} instead of "
+                    f"{(membership.voters, membership.learners)}",
+                    (node.name, "joins"),
+                )
             states[node.name] = (
                 store.compacted,
                 hash_of(store, store.revision),
