@@ -956,6 +956,21 @@ def test_shut_down_finishes_unary_requests_and_ends_streams(client: Client) -> N
     assert session.is_idle and not session.is_closing
 
 
+def test_a_server_may_stop_while_the_answer_to_a_cancelled_request_is_to_come(
+    client: Client,
+) -> None:
+    session = client.session
+    asked = client.ask_only()
+    client.h2.reset_stream(asked)
+    session.receive(client.h2.data_to_send())
+    assert session.streams[asked] is GHOST
+    session.shut_down()
+    assert not session.is_idle
+    client.lone.settle()
+    take_output(session)
+    assert session.is_idle and not session.streams
+
+
 # --- Streams ---------------------------------------------------------------------------------
 
 

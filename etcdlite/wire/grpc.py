@@ -919,8 +919,7 @@ class GrpcSession(http2.Connection, ClientSession):
         incomplete = [
             stream
             for stream in self.streams.values()
-            if stream is not GHOST
-            and not (stream.is_ended or stream.tail)
+            if not (stream.is_ended or stream.tail)
             and (stream.partial is not None or not stream.request.is_client_stream)
         ]
         late = [stream for stream in incomplete if stream.is_late]

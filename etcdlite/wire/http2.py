@@ -171,7 +171,7 @@ class Stream:
     @property
     def is_ended(self) -> bool:
         """The peer has sent all of it."""
-        return self.state is HALF_CLOSED
+        return self.state in (HALF_CLOSED, ABANDONED)
 
 
 GHOST = Stream(0, None)
