@@ -20,6 +20,7 @@ from typing import Any
 
 from etcdlite import errors, json_mapping, methods, proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError
+from etcdlite.wire import grpc
 
 PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
 
@@ -82,10 +83,6 @@ MAX_DEPTH = 500
 the depth at which its parser gives up differs between versions."""
 
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"{}[]")
-
-MAX_TIMEOUT_DIGITS = 8
-_TIMEOUT = re.compile(rf"([0-9]{{1,{MAX_TIMEOUT_DIGITS}}})([HMSmun])\Z")
-_TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
 # --- Requests ----------------------------------------------------------------------------------
@@ -223,10 +220,10 @@ class Values:
 
 def read_timeout_s(text: str) -> float:
     """The value of a Grpc-Timeout header. Raises EtcdError InvalidArgument."""
-    found = _TIMEOUT.match(text)
-    if found is None:
+    timeout_s = grpc.read_timeout_s(text.encode("latin-1"))
+    if timeout_s is None:
         raise EtcdError(INVALID_ARGUMENT, f"invalid grpc-timeout: {text}")
-    return int(found[1]) * _TIMEOUT_UNITS_S[found[2]]
+    return timeout_s
 
 
 # --- Responses ---------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ GZIP_BYTES_PER_NOISE = 32 << 10
 """Unpacked bytes beyond the first limit and this multiple of the packed ones count as noise
 (`http2_conduct.py`): a few bytes must not cause much work."""
 
-_TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 PREFIX = struct.Struct(">BI")
 """The prefix of a message: compressed, length."""
@@ -254,14 +254,19 @@ def _without_timeout(headers: Headers) -> tuple[Field, ...]:
 
 
 def _read_timeout(request: Request, value: bytes | None) -> EtcdError | None:
-    if value is None:
-        return None
-    digits = value[:-1]
-    unit = _TIMEOUT_UNITS.get(value[-1:])
-    if unit is None or not (digits.isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
-        return EtcdError(INTERNAL, f"malformed grpc-timeout: {_quoted(value)}")
-    request.timeout_s = int(digits) * unit
+    if value is not None:
+        request.timeout_s = read_timeout_s(value)
+        if request.timeout_s is None:
+            return EtcdError(INTERNAL, f"malformed grpc-timeout: {_quoted(value)}")
     return None
+
+
+def read_timeout_s(value: bytes) -> float | None:
+    """The value of a grpc-timeout header; None if it is malformed."""
+    digits, unit_s = value[:-1], _TIMEOUT_UNITS_S.get(value[-1:])
+    if unit_s is None or not (digits.isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
+        return None
+    return int(digits) * unit_s
 
 
 def _unknown(path: bytes) -> EtcdError:

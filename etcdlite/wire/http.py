@@ -48,6 +48,7 @@ from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.carried import Carried
+from etcdlite.wire.grpc import MIN_TIMEOUT_S
 from etcdlite.wire.health import NOSNIFF, Header
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
@@ -83,9 +84,6 @@ client stream, to its first message."""
 
 IDLE_TIMEOUT_S = 300.0
 """Between two requests."""
-
-MIN_TIMEOUT_S = 1e-4
-"""A request whose Grpc-Timeout is shorter fails at once."""
 
 LINGER_S = 2.0
 """A refused client may take this long to read the response and close its side."""
