@@ -1037,6 +1037,23 @@ def test_smuggling_and_nonsense_are_refused(browser: Browser, status: int, data:
     assert answer.status == status, answer
 
 
+@pytest.mark.parametrize("other", [b"", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("verb", [b"GET", b"HEAD", b"POST", b"CONNECT", b"OPTIONS"])
+def test_a_length_of_thousands_of_digits_is_refused(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, verb: bytes, other: bytes
+) -> None:
+    """By every version of h11: before 0.16, which Debian has, it does not limit the digits."""
+    limit = "h11._headers.CONTENT_LENGTH_MAX_DIGITS"
+    monkeypatch.setattr(limit, MAX_HEAD_BYTES, raising=False)
+    length = b"Content-Length: " + b"9" * 5000 + b"\r\n"
+    browser.send(verb + b" /health HTTP/1.1\r\nHost: x\r\n" + length + other + b"\r\n")
+    assert browser.received.startswith(b"HTTP/1.1 400 ")
+    assert b"Connection: close" in browser.received and not browser.session.has_more
+    browser.received = b""
+    browser.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert not browser.received
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -227,7 +227,11 @@ class HttpSession(ClientSession):
                 return
             self._events_left -= 1
             try:
-                event = conn.next_event()
+                try:
+                    event = conn.next_event()
+                except ValueError:  # h11 before 0.16: a Content-Length of thousands of digits.
+                    self._respond(400, TEXT, "")  # Without a body, because the verb may be HEAD.
+                    return
                 if event is h11.NEED_DATA:
                     if not self.inbox.waiting_bytes:
                         self._has_rest = False
@@ -249,7 +253,6 @@ class HttpSession(ClientSession):
     def _begin(self, event: h11.Request) -> None:
         self.is_open = True
         self._has_begun_head = False
-        self.inbox.expect(BODY_TIMEOUT_S)
         self._next_id += 1
         request = self._request = _Request(self._next_id)
         request.verb = event.method.decode("ascii")
@@ -259,7 +262,7 @@ class HttpSession(ClientSession):
         if host:
             request.host = host  # It takes precedence over the Host header (RFC 9112, 3.2.2).
         request.is_welcome = site.allows_host(request.host, self._is_local)
-        is_chunked, length = "transfer-encoding" in headers, int(headers.get("content-length", 0))
+        is_chunked = "transfer-encoding" in headers
         if is_chunked and ("content-length" in headers or event.http_version < b"1.1"):
             # A proxy in between may see other requests in these bytes.
             self._refuse(400, "the length of the body is given in two ways")
@@ -270,6 +273,7 @@ class HttpSession(ClientSession):
         if request.verb == "CONNECT":  # A status of success would make the connection a tunnel.
             self._refuse(405, "this server is no proxy")
             return
+        length = int(headers.get("content-length", 0))
         if length > site.max_body_bytes:
             self._refuse_body()
             return
@@ -431,7 +435,7 @@ class HttpSession(ClientSession):
             request.script = health.serve_checks(member, site, path, query)
         elif not site.only_metrics:
             serve = {
-                "/": self._serve_page,
+                "/": lambda: self._respond(200, HTML, *page()),
                 "/version": lambda: self._respond(200, JSON, versions(member)),
                 "/debug/vars": lambda: self._respond(200, JSON, debug_vars(member)),
             }.get(path)
@@ -443,10 +447,6 @@ class HttpSession(ClientSession):
             serve()
         else:
             self._go_on(request, None)
-
-    def _serve_page(self) -> None:
-        html, headers = page()
-        self._respond(200, HTML, html, *headers)
 
     # Health.
 

@@ -166,7 +166,7 @@ def _read_page() -> str:
 
 
 @cache
-def page() -> tuple[str, tuple[Header, ...]]:
+def page() -> tuple[Any, ...]:
     """The page, and its headers: the Content-Security-Policy allows only its own script and
     requests to this server."""
     import hashlib  # It loads OpenSSL, which takes 3.5 MB. Few members are asked for the page.
@@ -182,7 +182,8 @@ def page() -> tuple[str, tuple[Header, ...]]:
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
-    return html, (
+    return (
+        html,
         NOSNIFF,
         ("Cache-Control", "no-cache"),
         ("Content-Security-Policy", policy),
