@@ -1383,3 +1383,22 @@ def test_a_planned_change_of_the_leader_is_no_warning(monkeypatch: pytest.Monkey
     target.crash()
     world.run(5)
     assert "lost leader" in warned or "the leader's process is gone" in warned
+
+
+def test_a_change_of_members_is_logged_with_the_urls_that_it_leaves_or_takes_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(1)
+    node, client = cluster.leader, cluster.client
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        log, "info", lambda text, *limit, **fields: told.append((text, fields.get("peer_urls", "")))
+    )
+    added = client.ask(node, "Cluster.MemberAdd", peerURLs=["http://a:1"], isLearner=True).member
+    client.ask(node, "Cluster.MemberUpdate", ID=added.ID, peerURLs=["http://b:2"])
+    client.ask(node, "Cluster.MemberRemove", ID=added.ID)
+    assert [line for line in told if line[1]] == [
+        ("added member", "http://a:1"),
+        ("updated member", "http://b:2"),
+        ("removed member", "http://b:2"),
+    ]

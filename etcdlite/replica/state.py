@@ -256,13 +256,13 @@ class State:
         concerned. Raises EtcdError, before any change, if the membership does not allow it."""
         self.membership.check(change)
         node = change.member.ID
-        peer_urls = (self.membership.members.get(node) or change.member).peerURLs
+        member = self.membership.members.get(node) or change.member
         conf_change = self.membership.apply(change)
         self.store.end_revision()
         log.info(
             f"{CHANGES[change.action]} member",
             member_id=f"{node:x}",
-            peer_urls=",".join(peer_urls),
+            peer_urls=",".join(member.peerURLs),
             local_member_id=f"{self.identity.member_id:x}",
         )
         return conf_change
