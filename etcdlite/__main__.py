@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     try:
         log.configure(settings.log_level, settings.log_format, settings.log_outputs)
     except OSError as failure:
-        print(f"etcdlite: cannot open log output: {failure}", file=sys.stderr)
+        why = f"log-outputs: {failure.filename}: {failure.strerror}; name a writable file"
+        print(f"etcdlite: {why}", file=sys.stderr)
         return 1
     for line in settings.warnings:
         log.warn(line)

@@ -24,7 +24,8 @@ def check_url(url: str) -> None:
     rest = parts.path + parts.query + parts.fragment + (parts.username or "")
     bare = url.isascii() and url.isprintable() and not re.search(r"[\s?#@]", url)
     if scheme not in ("http", "https") or not host or port is None or rest or not bare:
-        raise ValueError("not a URL that can be used; write http://HOST:PORT and nothing more")
+        text = "not a URL that can be used; write http://HOST:PORT and nothing more"
+        raise ValueError(f"{text} (a port up to 65535, an IPv6 address in brackets)")
 
 
 def is_secure(url: str) -> bool:

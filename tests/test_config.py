@@ -799,6 +799,13 @@ LINES = st.one_of(
 )
 
 
+@pytest.mark.parametrize("url", ["http://::1:2379", "http://10.0.0.1:80000", "http://10.0.0.1"])
+def test_a_url_that_cannot_be_used_is_refused_with_the_right_form(url):
+    (line,) = problems(f"--listen-client-urls={url}", "--advertise-client-urls=http://a:1")
+    assert f"{url}: not a URL that can be used; write http://HOST:PORT and nothing more" in line
+    assert line.endswith("(a port up to 65535, an IPv6 address in brackets)")
+
+
 @given(st.lists(LINES, max_size=5))
 def test_whatever_stands_in_a_file_gives_a_configuration_or_problems_on_one_line_each(lines):
     with tempfile.NamedTemporaryFile(prefix="etcdlite-", suffix=".toml") as file:

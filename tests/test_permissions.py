@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.ctl_runner import run_ctl
 from rigs.processes import ServerFactory
 
 from etcdlite import config, datadir, permissions
@@ -173,3 +175,24 @@ def test_a_member_that_was_renamed_is_warned_about(server: ServerFactory, tmp_pa
     count = len(one.lines)
     one.start()
     assert not any("data of other names" in line for line in one.lines[count:])
+
+
+def test_the_closed_directory_of_another_user_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be seen in it, so nothing is known of what it holds."""
+    as_nobody(monkeypatch)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    ended = run_ctl("defrag", "--data-dir", str(tmp_path))
+    assert ended.status == 1
+    owner = permissions.user_name(os.getuid())
+    assert f"{tmp_path} belongs to user {owner}; run this as that user" in ended.stderr
+
+
+def test_a_log_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "etcdlite", f"--log-outputs={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"etcdlite: log-outputs: {tmp_path}: Is a directory; name a writable file\n"
+    )

@@ -81,7 +81,8 @@ def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
 
 def check_member(disk: Disk, data_dir: str) -> None:
     """Raises Failure if the directory holds no member."""
-    if not datadir.exists(disk, data_dir):
+    is_closed = os.path.isdir(data_dir) and not os.access(data_dir, os.X_OK)  # It may hold one.
+    if not (is_closed or datadir.exists(disk, data_dir)):
         raise Failure(f"{data_dir} holds no member; give its --data-dir")
 
 
