@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir, snap
 from etcdlite.age import AgeError, DecryptedFile, Identity
 from etcdlite.etcd_restore import MAX_REVISION, EtcdBackup, has_digest, is_etcd
+from etcdlite.flags import NAME
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.sealing import Keyring
@@ -180,9 +181,11 @@ def founding_of(
         raise SnapshotError("--initial-advertise-peer-urls is empty; write http://HOST:PORT")
     initial_cluster = initial_cluster or ",".join(f"{name}={url}" for url in peer_urls)
     try:
+        NAME.parse(name)  # The server would not start with another one.
         pairs = parse_initial_cluster(initial_cluster.split(","), name, peer_urls)
     except ValueError as failure:
-        raise SnapshotError(f"--initial-cluster {initial_cluster}: {failure}") from failure
+        flags = f"--name {name}, --initial-cluster {initial_cluster}"
+        raise SnapshotError(f"{flags}: {failure}") from failure
     return bootstrap.new_cluster(name, pairs, token)
 
 

@@ -693,6 +693,11 @@ def test_a_restored_member_starts_as_it_is_said(
         flags = [word.format(dir=target) for word in words]
         ended = run_ctl("snapshot", "restore", path, "--data-dir", target, *flags)
         assert ended.stderr.endswith(f"start the server with: {command.format(dir=target)}\n")
+    for name in ("", "a=b", "a,b", "a/b", "a\nb"):  # The command would be refused.
+        target = str(tmp_path / "unnamed")
+        ended = run_ctl("snapshot", "restore", path, "--data-dir", target, f"--name={name}")
+        assert ended.status == 1 and "not a name for a member" in ended.stderr, ended
+        assert ended.stderr.startswith("Error: --name ") and not os.path.exists(target)
     monkeypatch.chdir(tmp_path)
     ended = run_ctl("snapshot", "restore", path, "--data-dir", "default", "--wal-dir", "logs")
     assert ended.stderr.endswith("with: etcdlite --data-dir default --wal-dir logs\n")
