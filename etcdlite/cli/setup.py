@@ -170,9 +170,8 @@ def _make_trust(folder: str, is_secret: bool) -> None:
 
 def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...]) -> Pair:
     authority = cert.authority_in(ca)
-    days = session.flags["days"]
-    days = cert.CA_DAYS if days is None else days
-    return certificates.make(cert.profile_of(kind, name, hosts, days, authority), authority)
+    profile = cert.profile_of(kind, name, hosts, session.flags["days"], authority)
+    return certificates.make(profile, authority)
 
 
 def _read(path: str) -> str:

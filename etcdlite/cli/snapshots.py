@@ -33,7 +33,10 @@ def save(session: Session) -> None:
     path = session.arguments[0]
     if extracts.is_asked_for(session) and session.flags["format"] != "etcdlite":
         raise BadArguments("a backup for etcd has the whole history: leave out --rev and --prefix")
-    recipients = [_recipient(text) for text in session.flags["encrypt-to"]]
+    try:
+        recipients = [age.parse_recipient(text) for text in session.flags["encrypt-to"]]
+    except AgeError as error:
+        raise BadArguments(f"--encrypt-to: {error}") from None  # It may be a private key.
     try:
         partial = PartialFile(path)
         with partial as file:
@@ -55,14 +58,6 @@ def save(session: Session) -> None:
     # What is written to a pipe, perhaps standard output, must be the backup alone.
     tell = session.print if partial.is_plain else say
     tell(f"Snapshot saved at {path}")
-
-
-def _recipient(text: str) -> bytes:
-    try:
-        return age.parse_recipient(text)
-    except AgeError as error:
-        # No more than the beginning: it may be a private key.
-        raise BadArguments(f"--encrypt-to {text[:8]}...: {error}") from None
 
 
 class _Checked:

@@ -357,7 +357,7 @@ COMMANDS = (
             (Flag("dir", "string", "members", "where to write the archives and what they need"),
              Flag("secret", "bool", False, "secure it with shared secrets, not with certificates"),
              Flag("join", "bool", False, "a member that was added to the running cluster"),
-             Flag("days", "int", None, "how long the certificates are valid (default: 3650 days)")),
+             Flag("days", "int", 3650, "how long the certificates are valid")),
             description="Writes an archive for each member: its configuration, its certificates\n"
             "or secrets, and the options of etcdlite-ctl there. On the machine, as root:\n"
             "tar -C / -xf m1.tar",
