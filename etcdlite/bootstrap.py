@@ -64,11 +64,11 @@ class OtherCluster(StartError):
     with this one on a channel."""
 
 
-def resolve_founding(settings: Config, waits: Waits, dialing: Dialing | None = None) -> Founding:
+def resolve_founding(settings: Config, waits: Waits, dialing: Dialing) -> Founding:
     """The cluster with which a member starts for the first time. Waits until a running cluster that
     it joins answers, and until another cluster has left the place of a new one. Raises StartError.
 
-    `dialing` makes the channels to the other members; without it the connections are plain."""
+    `dialing` makes the channels to the other members."""
     initial_cluster = _initial_cluster(settings)
     if settings.initial_cluster_state == "existing":
         return _join(settings.name, initial_cluster, waits, False, dialing)
@@ -87,14 +87,14 @@ def resolve_founding(settings: Config, waits: Waits, dialing: Dialing | None = N
             _wait("cannot found the cluster yet; trying again", str(failure), waits)
 
 
-def rejoin(settings: Config, waits: Waits, dialing: Dialing | None = None) -> Founding:
+def rejoin(settings: Config, waits: Waits, dialing: Dialing) -> Founding:
     """The cluster of a member that has data but has not received the membership from a leader yet.
     Waits until one of the others answers. Raises StartError."""
     return _join(settings.name, _initial_cluster(settings), waits, True, dialing)
 
 
 def create_member(
-    settings: Config, disk: Disk, founding: Founding, urls: list[str], keys: Keyring | None = None
+    settings: Config, disk: Disk, founding: Founding, urls: list[str], keys: Keyring | None
 ) -> None:
     """Create a new member's data directory; `urls` are for clients. Raises StartError, OSError."""
     is_joining = settings.initial_cluster_state == "existing"
@@ -309,7 +309,7 @@ def _join(
     initial_cluster: Sequence[tuple[str, str]],
     waits: Waits,
     has_data: bool,
-    dialing: Dialing | None = None,
+    dialing: Dialing,
 ) -> Founding:
     """Ask the running cluster until it answers. Raises StartError.
 

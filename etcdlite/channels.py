@@ -134,7 +134,8 @@ class Channels:
 
 
 def _secret_makers(settings: Config) -> dict[str, Maker]:
-    """What makes the channels of shared secrets, by purpose of the listener. Raises SecretError."""
+    """What makes the channels of shared secrets, by purpose of the listener. Raises
+    PrivateFileError."""
     found: dict[str, Maker] = {}
     if not (settings.peer_secret_file or settings.client_secret_file):
         return found

@@ -29,6 +29,7 @@ from etcdlite.flags import Flag
 from etcdlite.log import quoted, shorten
 from etcdlite.notation import load_toml, toml_text
 from etcdlite.permissions import user_name
+from etcdlite.private_file import PrivateFileError
 from etcdlite.urls import collide, host_port, is_secure, is_wildcard, parse_initial_cluster
 
 MAX_FILE_BYTES = 1 << 20
@@ -263,12 +264,12 @@ def _secret_problems(config: Config) -> list[str]:
     ):
         try:
             found.append(secret_file.read(path) if path else ())
-        except secret_file.SecretError as failure:
+        except PrivateFileError as failure:
             problems.append(f"{name}: {failure}")
     if not problems:
         try:
             secret_file.check_apart(*found)
-        except secret_file.SecretError as failure:
+        except PrivateFileError as failure:
             problems.append(str(failure))
     return problems
 

@@ -29,9 +29,6 @@ MAX_FILE_BYTES = 4096
 CHECK_INTERVAL_S = 1.0
 """How often the file is looked at, at most."""
 
-SecretError = PrivateFileError
-"""A file with secrets cannot be used. The text names the file, the reason and the remedy."""
-
 
 class Secret:
     """One shared secret."""
@@ -55,22 +52,22 @@ def ids(secrets: Secrets) -> str:
 
 
 def read(path: str) -> Secrets:
-    """The secrets in a file. Raises SecretError."""
+    """The secrets in a file. Raises PrivateFileError."""
     found = private_file.read_secrets(path, PREFIX, "secret", MAX_SECRETS, MAX_FILE_BYTES)
     return tuple(map(Secret, found))
 
 
 def check_apart(peer: Secrets, client: Secrets) -> None:
-    """Raise SecretError if a client could call itself a member."""
+    """Raise PrivateFileError if a client could call itself a member."""
     if {secret.id for secret in peer} & {secret.id for secret in client}:
-        raise SecretError(
+        raise PrivateFileError(
             "peer-secret-file and client-secret-file have a secret in common: whoever has it can "
             "be a member. Make another one for the clients with 'etcdlite-ctl secret new FILE'"
         )
 
 
 def create(path: str) -> Secret:
-    """Make a file with one new secret, which only its owner may read. Raises SecretError if it
+    """Make a file with one new secret, which only its owner may read. Raises PrivateFileError if it
     cannot be made, OSError if it cannot be written."""
     secret = Secret(os.urandom(SECRET_BYTES))
     line = private_file.secret_line(PREFIX, secret.key)
@@ -82,7 +79,7 @@ class SecretFile:
     """The secrets of a file that may change while the process runs."""
 
     def __init__(self, path: str, setting: str) -> None:
-        """`setting` names the file in the log. Raises SecretError."""
+        """`setting` names the file in the log. Raises PrivateFileError."""
         self.path = path
         self.apart_from: SecretFile | None = None
         """A file with which this one must have no secret in common."""
@@ -90,8 +87,8 @@ class SecretFile:
         self._version = private_file.stamp(path)
         try:
             self._secrets = read(path)
-        except SecretError as failure:
-            raise SecretError(f"{setting}: {failure}") from failure
+        except PrivateFileError as failure:
+            raise PrivateFileError(f"{setting}: {failure}") from failure
         self._checked_at = 0.0
 
     def secrets(self, now_s: float) -> Secrets:
@@ -111,7 +108,7 @@ class SecretFile:
             secrets = read(self.path)
             if self.apart_from is not None:
                 check_apart(secrets, self.apart_from._secrets)
-        except (SecretError, OSError) as failure:
+        except (PrivateFileError, OSError) as failure:
             what, key = f"{self._setting} cannot be read again", f"secrets {self.path}"
             log.warn(f"{what}; the old secrets go on", key, 0.1, why=str(failure))
             return

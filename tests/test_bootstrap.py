@@ -200,10 +200,10 @@ def test_a_member_is_refused_only_by_one_that_is_in_contact_with_a_leader(
     monkeypatch.setattr(bootstrap, "fetch_members", fetch)
     monkeypatch.setattr(bootstrap, "JOIN_RETRY_S", 0.0)
     with pytest.raises(StartError, match="has no member with the peer URLs"):
-        bootstrap._join("c", PAIRS, wait, has_data=False)
+        bootstrap._join("c", PAIRS, wait, False, lambda url, target_id: None)
     assert len(waits) == 2 and "may be outdated" in waits[0]
     has_leader, running.members[:] = False, added
-    assert bootstrap._join("c", PAIRS, wait, has_data=False).members == added
+    assert bootstrap._join("c", PAIRS, wait, False, lambda url, target_id: None).members == added
 
 
 def test_what_member_add_prints_is_accepted_whoever_else_is_there() -> None:

@@ -17,8 +17,9 @@ from etcdlite import channels, config, noise, secret, secret_file
 from etcdlite.channel import MAX_OVERHEAD, RECORD_BYTES, Channel, ChannelError
 from etcdlite.frames import HANDSHAKE, MAGIC, SECRET_MAGIC
 from etcdlite.listeners import PEERS
+from etcdlite.private_file import PrivateFileError
 from etcdlite.secret import CLIENT, PEER, InitiatorChannel, ResponderChannel
-from etcdlite.secret_file import PREFIX, Secret, SecretError, SecretFile
+from etcdlite.secret_file import PREFIX, Secret, SecretFile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -549,11 +550,11 @@ def test_a_new_file_is_private_and_never_overwrites(tmp_path: Path) -> None:
     found = secret_file.read(path)
     assert [one.key for one in found] == [made.key]
     before = Path(path).read_bytes()
-    with pytest.raises(SecretError, match="exists already"):
+    with pytest.raises(PrivateFileError, match="exists already"):
         secret_file.create(path)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SecretError, match="exists already"):
+    with pytest.raises(PrivateFileError, match="exists already"):
         secret_file.create(str(link))
     assert Path(path).read_bytes() == before
     assert secret_file.create(str(tmp_path / "other")).key != made.key
@@ -586,7 +587,7 @@ def test_several_secrets_are_read_in_order(tmp_path: Path) -> None:
 )
 def test_what_is_weaker_than_a_secret_is_refused(tmp_path: Path, text: str, why: str) -> None:
     path = write(tmp_path / "s", text)
-    with pytest.raises(SecretError, match=why) as refused:
+    with pytest.raises(PrivateFileError, match=why) as refused:
         secret_file.read(path)
     assert path in str(refused.value)
     assert b64encode(ONE.key).decode() not in str(refused.value)
@@ -595,24 +596,26 @@ def test_what_is_weaker_than_a_secret_is_refused(tmp_path: Path, text: str, why:
 def test_modes_are_checked_as_ssh_does(tmp_path: Path) -> None:
     for mode in (0o640, 0o604, 0o620, 0o644, 0o777):
         path = write(tmp_path / "s", line(ONE.key), mode)
-        with pytest.raises(SecretError, match=f"its mode is {mode:04o}.*chmod 600"):
+        with pytest.raises(PrivateFileError, match=f"its mode is {mode:04o}.*chmod 600"):
             secret_file.read(path)
     for mode in (0o600, 0o400):
         assert secret_file.read(write(tmp_path / "s", line(ONE.key), mode))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SecretError, match="No such file"):
+    with pytest.raises(PrivateFileError, match="No such file"):
         secret_file.read(str(tmp_path / "missing"))
-    with pytest.raises(SecretError, match="not a regular file"):
+    with pytest.raises(PrivateFileError, match="not a regular file"):
         secret_file.read(str(tmp_path))
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(SecretError, match="not a regular file"):
+    with pytest.raises(PrivateFileError, match="not a regular file"):
         secret_file.read(str(tmp_path / "pipe"))
 
 
 def test_a_file_that_cannot_be_used_is_named_with_its_setting(tmp_path: Path) -> None:
-    with pytest.raises(SecretError, match=r"^peer-secret-file: cannot read .*none: .*; correct"):
+    with pytest.raises(
+        PrivateFileError, match=r"^peer-secret-file: cannot read .*none: .*; correct"
+    ):
         SecretFile(str(tmp_path / "none"), "peer-secret-file")
 
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from etcdlite import secret_file
 from etcdlite.channel import Channel
+from etcdlite.private_file import PrivateFileError
 from etcdlite.secret import CLIENT, InitiatorChannel
-from etcdlite.secret_file import SecretError
 
 
 def make_channel_for(path: str) -> Callable[[object], Callable[[], Channel]]:
@@ -21,12 +21,12 @@ def make_channel_for(path: str) -> Callable[[object], Callable[[], Channel]]:
     each connection to it. Raises ValueError if the file cannot be used."""
     try:
         secrets = secret_file.read(path)
-    except SecretError as failure:
+    except PrivateFileError as failure:
         raise ValueError(f"secret_file: {failure}") from None
 
     def make() -> Channel:
         nonlocal secrets
-        with suppress(SecretError):  # The file may be half-written.
+        with suppress(PrivateFileError):  # The file may be half-written.
             secrets = secret_file.read(path)
         return InitiatorChannel(secrets, CLIENT)
 

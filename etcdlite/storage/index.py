@@ -193,17 +193,14 @@ class Index:
         rows: Iterable[Row] = self.heads.rows(start, end)
         return dict(zip(keys, reversed(list(rows)) if descends else rows))  # noqa: B905
 
-    def all_keys(
-        self, start: bytes, end: bytes | None, limit: int, descends: bool = False
-    ) -> list[bytes]:
-        """The first (or last) keys in [start, end) with a version in the index, in order."""
-        keys = self.heads.first(start, end, limit, descends)
-        return self._with_past(keys, start, end, limit, descends)
+    def all_keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """The first keys in [start, end) with a version in the index, in order."""
+        return self._with_past(self.heads.first(start, end, limit), start, end, limit, False)
 
     def _with_past(
         self, keys: list[bytes], start: bytes, end: bytes | None, limit: int, descends: bool
     ) -> list[bytes]:
-        """`all_keys`, given the first (or last) current ones."""
+        """As `all_keys`, or the last ones, given the first (or last) current ones."""
         gone = self.past.first(start, end, limit, descends)
         return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys
 
