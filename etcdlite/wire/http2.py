@@ -783,7 +783,8 @@ class Connection(Session):
         if conduct.tick(now):
             if conduct.is_gone(now):
                 self.abort("it does not answer pings")
-            elif self.is_open and conduct.wants_probe(now):
+            elif self.is_open and not conduct.is_probing:
+                conduct.probed(now)
                 self.outbox.append(frame(PING, 0, 0, bytes(8)))
 
     # Hooks.

@@ -108,9 +108,6 @@ class Conduct:
         """Whether the peer did not answer a ping of ours in time."""
         return self._probed_at is not None and now - self._probed_at > self._keepalive_timeout_s
 
-    def wants_probe(self, now: float) -> bool:
-        """Whether the silent peer must be pinged now."""
-        if self._probed_at is not None:
-            return False
+    def probed(self, now: float) -> None:
+        """The silent peer is pinged now."""
         self._probed_at = now
-        return True
