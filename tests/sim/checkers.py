@@ -944,16 +944,29 @@ class Safety:
     def started(self, node: Any) -> None:
         """Look at all that consensus hands out from now on."""
         raft = node.member.raft
-        ready = raft.ready
+        ready, save = raft.ready, node.wal.save
         seen = [raft.log.applied]
+        durable = {entry.index: entry.term for entry in raft.log.entries}
 
         def looked_at() -> Any:
             found = ready()
             if found is not NOTHING_READY:
                 self._look(node, raft, found, seen)
+                for entry in found.committed_entries:
+                    if durable.get(entry.index) != entry.term:
+                        raise Violation(
+                            "nothing is applied before it is durable",
+                            f"{node.name} applies entry {entry.index} of term {entry.term}, and "
+                            f"its disk has that of term {durable.get(entry.index)}",
+                            (node.name, "elected"),
+                        )
             return found
 
-        raft.ready = looked_at
+        def saved(hard_state: Any, entries: Any) -> None:
+            save(hard_state, entries)
+            durable.update((entry.index, entry.term) for entry in entries)
+
+        raft.ready, node.wal.save = looked_at, saved
         step = node.member.on_message
         world = self.world
 

@@ -412,6 +412,19 @@ def _members_of_a_snapshot_are_not_taken(patch: Patch) -> None:
     patch.set(raft.Raft, "_maybe_restore", nostalgic)
 
 
+@mutation(faults={"slow_disk": 30.0})
+def _applied_before_it_is_durable_here(patch: Patch) -> None:
+    next_committed = raft_log.RaftLog.next_committed
+
+    def hasty(self: Any, max_bytes: int) -> Any:
+        stable, self.stable = self.stable, self.last
+        entries = next_committed(self, max_bytes)
+        self.stable = stable
+        return entries
+
+    patch.set(raft_log.RaftLog, "next_committed", hasty)
+
+
 # Storage and recovery.
 
 
