@@ -314,6 +314,39 @@ def test_a_member_goes_on_while_its_directory_belongs_to_another_user(
     MemberRig(disk.fork(), story, SMALL_LIMITS)
 
 
+@pytest.mark.parametrize("keys", [None, keyring(1)])
+def test_a_part_of_a_write_that_finds_no_space_is_not_left_behind_in_a_segment(
+    keys: Keyring | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The segment may be completed before as much is written to it. A start knows its size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MemberRig, "segment_bytes", 1 << 16)
+    rig = MemberRig(Disk(), keys=keys)
+    rig.member.state.alarms.raise_nospace = lambda failure: None  # Puts are not refused.
+    rig.settle()
+    for number in (*range(200), *range(0, 200, 2)):
+        rig.ask(proto.PutRequest(key=b"%d" % number, value=bytes(1000)))
+    rig.ask(proto.CompactionRequest(revision=rig.story.model.revision))
+    real, is_full = os.pwrite, False
+
+    def write(fd: int, data: bytes, offset: int) -> int:
+        """Into a file system that gets full in the middle of the first large write."""
+        nonlocal is_full
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        is_full = len(data) > 10_000
+        return real(fd, data[:9_000], offset) if is_full else real(fd, data, offset)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", write)
+        assert rig.ask(proto.DefragmentRequest()) == "etcdserver: mvcc: database space exceeded"
+    assert is_full
+    rig.ask(proto.PutRequest(key=b"k", value=bytes(1000)))
+    rig.ask(proto.DefragmentRequest())
+    assert rig.member.maintenance.cleaned_segments > 1, "the one before it is complete"
+    MemberRig(Disk(), rig.story, keys=keys)
+
+
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_that_cannot_reserve_space_is_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int

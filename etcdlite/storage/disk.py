@@ -125,10 +125,15 @@ class File:
 
     @_names_file
     def pwrite(self, data: bytes, offset: int) -> None:
-        """All of `data` at `offset`."""
+        """All of `data` at `offset`. After an error the file is not longer than before."""
         done = os.pwrite(self._fd, data, offset)
-        while done < len(data):
-            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+        try:
+            while done < len(data):
+                done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+        except OSError:
+            if self.size() == offset + done:
+                os.ftruncate(self._fd, offset)
+            raise
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size

@@ -4,9 +4,9 @@ It takes the place of `etcdlite.storage.disk.Disk`. It can do three things that 
 rarely:
 
 - With `fail_at = n`, its n-th operation from now (the next is 1) raises an `OSError` with `error`.
-  A write that fails has written the whole sectors of its first half. After a sync that fails,
-  dirty data counts as clean, as in Linux: it can be read, and a later sync does not save it
-  unless it was written again.
+  A write that fails has written the whole sectors of its first half; without space, it has not
+  made the file longer. After a sync that fails, dirty data counts as clean, as in Linux: it can be
+  read, and a later sync does not save it unless it was written again.
 - `power_loss(keep, names)` returns the disk after a loss of power. Of each sector and file size
   written since the last sync, `keep` says whether it is there. Of the creations, renames and
   removals since the last `sync_dir`, the first `names` are there. (A journal keeps their order.)
@@ -20,7 +20,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from etcdlite.storage.disk import Disk, File, Staged
+from etcdlite.storage.disk import NO_SPACE, Disk, File, Staged
 
 SECTOR_BYTES = 512
 SIZE = -1
@@ -129,7 +129,10 @@ class FaultyFile(File):
         def write_half() -> None:
             # Linux gives up between two pages, so also between two sectors.
             middle = (offset + len(data) // 2) // SECTOR_BYTES * SECTOR_BYTES
+            size_bytes = len(self._inode.data)
             self._inode.write(data[: max(0, middle - offset)], offset)
+            if self._disk.error in NO_SPACE:
+                self._inode.resize(size_bytes)
 
         self._disk._step("pwrite", self.path, write_half)
         self._inode.write(data, offset)
