@@ -193,11 +193,6 @@ def record(kind: int, body: bytes) -> bytes:
     return RECORD_HEADER.pack(crc32(body, word), word) + body
 
 
-def u64s(body: bytes) -> tuple[int, ...]:
-    """The numbers in a body of nothing but u64."""
-    return tuple(number for (number,) in U64.iter_unpack(body))
-
-
 def key_and_revision(body: bytes) -> tuple[bytes, int]:
     """Key and mod_revision of an encoded KeyValue. Only for one that `Store` encoded: key first,
     fields in order."""

@@ -98,7 +98,7 @@ class Contents:
             elif kind == checkpoint.REVISIONS:
                 index.load_revisions(body)
             elif kind == checkpoint.META:
-                fields = layout.u64s(body)
+                fields = [number for (number,) in layout.U64.iter_unpack(body)]
                 self.checkpoint_begin = (fields[0], fields[1])
                 self.applied_index, self.applied_term, self.revision = fields[2:5]
                 for at in range(6, len(fields), 3):
