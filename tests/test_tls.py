@@ -569,7 +569,13 @@ def test_members_serve_and_replace_each_other_over_tls(
     wait_until(lambda: added.logged("ready to serve client requests"), "it joins")
     cluster.check()
     for member in cluster.running:
-        assert not member.logged("remote-addr"), "an honest member was refused"
+        # On a slow disk a leader hands over, and gives up the snapshots that it sends.
+        refused = [
+            line
+            for line in member.lines
+            if "remote-addr" in line and "another member leads now" not in line
+        ]
+        assert not refused, "an honest member was refused"
     with Client(cluster.endpoints) as client:
         urls = [m.peerURLs[0] for m in client.call("Cluster.MemberList",
                                                    proto.MemberListRequest()).members]  # fmt: skip
