@@ -651,12 +651,17 @@ class Connections:
                 mask |= READ
         if mask == connection.mask:
             return
-        if not mask:
-            self._selector.unregister(connection.sock)
-        elif not connection.mask:
-            self._selector.register(connection.sock, mask, connection.ready)
-        else:
-            self._selector.modify(connection.sock, mask, connection.ready)
+        try:
+            if not mask:
+                self._selector.unregister(connection.sock)
+            elif not connection.mask:
+                self._selector.register(connection.sock, mask, connection.ready)
+            else:
+                self._selector.modify(connection.sock, mask, connection.ready)
+        except OSError as failure:  # Now it is not registered.
+            mask = 0
+            session.abort(str(failure))
+            self.dirty.append(session)
         connection.mask = mask
 
 

@@ -524,6 +524,30 @@ def test_a_connection_that_the_system_refuses_is_closed_and_no_other(
         each.close()
 
 
+def test_a_connection_that_the_system_watches_no_longer_is_closed_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is watched again after a wait, as for a step of a handshake, and epoll_ctl(2) fails."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    connections, sessions, clients = resting(2)
+    late = next(each for each in connections.all if each.session is sessions[1])
+    late.is_waiting = True
+    connections.feed(late, b"")
+    assert late.mask == 0
+    monkeypatch.setattr(connections._selector, "register", refuse)
+    late.is_waiting = False
+    connections.feed(late, b"")
+    assert connections.have_work
+    connections.send_output()
+    assert late.is_closed and [each.session for each in connections.all] == sessions[:1]
+    connections.close_all()
+    for client in clients:
+        client.close()
+
+
 def test_sessions_that_may_rest_are_looked_at_in_turn_and_after_input() -> None:
     connections, sessions, clients = resting(REST_TICKS + 4)
     budget = Budget(1 << 30)
