@@ -218,10 +218,13 @@ class Listeners:
 
 
 def raise_file_limit() -> int:
-    """Raise the limit of open files to the hard limit, and return it."""
+    """Raise the limit of open files to the hard limit, if the kernel allows it, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except ValueError:
+            hard = soft  # The kernel allows no more than fs.nr_open, which may be lower now.
     return hard if hard != resource.RLIM_INFINITY else sys.maxsize
 
 

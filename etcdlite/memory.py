@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 SHARE = 2
@@ -51,11 +52,9 @@ def cgroup_limits(groups: str, top: str = _CGROUPS) -> list[str]:
 
 
 def _own_limits() -> list[str]:
-    try:
-        with open("/proc/self/cgroup") as file:
-            return cgroup_limits(file.read())
-    except OSError:
-        return []
+    with suppress(OSError, UnicodeDecodeError), open("/proc/self/cgroup") as file:
+        return cgroup_limits(file.read())
+    return []
 
 
 def total_bytes(limits: Iterable[str] | None = None) -> int:
@@ -63,13 +62,8 @@ def total_bytes(limits: Iterable[str] | None = None) -> int:
     less. `limits` are the files that say so."""
     total = os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
     for path in _own_limits() if limits is None else limits:
-        try:
-            with open(path) as file:
-                text = file.read().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
+        with suppress(OSError, ValueError), open(path) as file:
+            total = min(total, int(file.read()))  # A ValueError: "max".
     return total
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from etcdlite import memory, places
+from etcdlite.listeners import raise_file_limit
 from etcdlite.memory import SMALL_BYTES, Budget
 from etcdlite.places import MAX_MEMBER_CONNECTIONS, MAX_UNOPENED, Places
 
@@ -124,5 +126,20 @@ def test_the_memory_of_the_control_group_counts(tmp_path: Path) -> None:
     whole = memory.total_bytes([str(tmp_path / "missing")])
     (tmp_path / "unlimited").write_text("max\n")
     (tmp_path / "limited").write_text(f"{64 * MIB}\n")
+    (tmp_path / "junk").write_bytes(b"\xff")
+    assert memory.total_bytes([str(tmp_path / "junk")]) == whole
     assert memory.total_bytes([str(tmp_path / "unlimited")]) == whole > 64 * MIB
     assert memory.total_bytes([str(tmp_path / "limited")]) == 64 * MIB
+
+
+def test_a_limit_of_open_files_that_the_kernel_no_longer_allows_is_not_raised_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """setrlimit(2): a hard limit above fs.nr_open, which was lowered later, cannot be set again."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 1 << 30))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_file_limit() == 1024
