@@ -224,3 +224,10 @@ assert _D.match_step_events <= _D.max_events_at_once
 assert _D.send_step_watches <= _D.max_sends_at_once
 assert _D.max_watches_per_stream <= _D.max_watches_per_connection < _D.max_watches
 assert _D.max_key_bytes_per_stream <= _D.max_key_bytes
+
+
+def fitting(memory_bytes: int) -> Limits:
+    """The limits of a member whose connections may hold this much memory together. A long read
+    holds its answer up to three times: as records, encoded, and joined."""
+    reads = memory_bytes // (3 * _D.max_answer_bytes)
+    return _D._replace(max_slow_reads=max(1, min(reads, _D.max_slow_reads)))

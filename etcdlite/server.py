@@ -34,6 +34,7 @@ from etcdlite import (
     hardening,
     jwt_tokens,
     keys,
+    limits,
     log,
     proto,
     service_manager,
@@ -171,6 +172,7 @@ class Server:
             segment_bytes=settings.segment_bytes,
             wal_segment_bytes=settings.wal_segment_bytes,
             sync_enabled=not settings.unsafe_no_fsync,
+            limits=limits.fitting(settings.memory_limit or default_limit_bytes()),
             keys=keyring,
         )
         for note in opened.notes:

@@ -23,7 +23,7 @@ from etcdlite.client import (
     TooManyOps,
 )
 from etcdlite.frames import FRAME, HANDSHAKE, MAGIC
-from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.limits import DEFAULT_LIMITS, fitting
 from etcdlite.replica.background import SLICE_S
 from etcdlite.server import SESSION_TICK_S
 from etcdlite.session import HANDSHAKE_TIMEOUT_S
@@ -502,6 +502,29 @@ def test_a_burst_of_ranges_is_answered_over_many_turns(tmp_path):
 
 
 # Requests that ask for too much.
+
+
+TELLING = """
+import sys
+from etcdlite import datadir
+from etcdlite.__main__ import main
+open_member = datadir.open_member
+def told(*args, limits, **named):
+    print("large reads at once:", limits.max_slow_reads, file=sys.stderr)
+    return open_member(*args, limits=limits, **named)
+datadir.open_member = told
+sys.exit(main())
+"""
+"""etcdlite that says how many large reads run at once."""
+
+
+@pytest.mark.parametrize(("memory_limit", "reads"), [(64 << 20, 1), (400 << 20, 2), (1 << 40, 4)])
+def test_few_large_reads_run_at_once_if_there_is_little_memory(server, memory_limit, reads):
+    """In a container of 512 MB, four of the largest ones took more memory than there was."""
+    program = (sys.executable, "-c", TELLING)
+    running = server(f"--memory-limit={memory_limit}", program=program)
+    running.wait_for_log(f"large reads at once: {reads}")
+    assert fitting(memory_limit) == DEFAULT_LIMITS._replace(max_slow_reads=reads)
 
 
 def test_a_request_over_the_limit_is_refused_in_etcds_words(server):
