@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-from http import HTTPStatus
 from typing import Any
 
 from etcdlite import errors, json_mapping, methods, proto
@@ -54,9 +53,27 @@ HTTP_STATUS = {
 }
 """gRPC status code -> HTTP status, as grpc-gateway maps them."""
 
-REASONS = {status.value: status.phrase for status in HTTPStatus}
-REASONS[413] = "Request Entity Too Large"  # As in Go; Python has called it otherwise since 3.13.
-"""The names of the statuses; clients see some of them in `http_status`."""
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Request Entity Too Large",
+    415: "Unsupported Media Type",
+    421: "Misdirected Request",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}
+"""The names of the statuses in use; clients see some of them in `http_status`."""
 
 FEWEST_VALUES = 1_000
 VALUES_PER_OP = 100
