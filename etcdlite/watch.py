@@ -112,7 +112,7 @@ _EVERYTHING = b""
 
 
 class Sink(Protocol):
-    """Where a stream's responses go. `send` only queues: it must not call the hub."""
+    """Where a stream's responses go. `send` only queues: at most it closes its stream."""
 
     @property
     def blocked(self) -> bool:
@@ -624,7 +624,8 @@ class WatchHub:
         for watch in watches:
             if watch.sink is not _CLOSED:
                 watch.sink.send(header + watch.id_field + detail)
-            watch.stream.forget(watch)
+            if watch.id in watch.stream.by_id:  # Its sink may have closed the stream.
+                watch.stream.forget(watch)
 
     # Sweeps.
 

@@ -15,6 +15,7 @@ from etcdlite import errors, frames, methods, proto
 from etcdlite.client import operations as client_calls
 from etcdlite.client import recipes
 from etcdlite.errors import UNKNOWN, EtcdError
+from etcdlite.replica import reads
 from etcdlite.storage.steps import finish
 from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import Call, Calls
@@ -610,6 +611,73 @@ def test_an_observer_whose_history_is_compacted_continues_with_the_current_leade
     assert [value for _, value, _ in seen(caller, observer)] == [b"0", b"3"]
     other.ask("Election.Proclaim", leader=won.leader, value=b"4")
     assert [value for _, value, _ in seen(caller, observer)] == [b"0", b"3", b"4"]
+
+
+def compacted_past(caller: Caller, leader: proto.LeaderKey) -> None:
+    other = Caller(caller.lone)
+    for value in (b"1", b"2", b"3"):
+        other.ask("Election.Proclaim", leader=leader, value=value)
+    write(caller.lone, "KV.Compact", revision=5)
+
+
+def resigned(caller: Caller, leader: proto.LeaderKey) -> None:
+    Caller(caller.lone).ask("Election.Resign", leader=leader)
+
+
+@pytest.mark.parametrize("happened", [compacted_past, resigned])
+def test_an_observer_that_may_not_read_again_at_once_fails_alone(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch, happened: Any
+) -> None:
+    """The answer comes while the hub reports the event."""
+    name = b"b" * 600
+    won = caller.ask("Election.Campaign", name=name, lease=grant(lone, 1), value=b"0")
+    observer = caller.begin("Election.Observe", name=name)
+    caller.is_reading = False
+    happened(caller, won.leader)
+    caller.is_reading = True
+    with monkeypatch.context() as patch:
+        patch.setattr(reads, "MAX_LARGE_BYTES", 0)
+        caller.calls.wake(observer)
+        lone.settle()
+    assert caller.received[observer][-1].text == "etcdserver: too many requests"
+    assert (lone.member.hub.streams, lone.member.hub.watches) == (0, 0)
+    late = caller.begin("Election.Observe", name=name)
+    assert len(seen(caller, late)) == (happened is compacted_past)
+
+
+def test_a_waiter_whose_turn_has_come_when_its_queue_was_read_may_fail_at_once(
+    lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = b"d" * 600
+    held = caller.ask("Lock.Lock", name=name, lease=grant(lone, 1))
+    grant(lone, 2)
+    waiting = caller.send("Lock.Lock", name=name, lease=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(reads, "MAX_LARGE_BYTES", 0)
+        write(lone, "KV.DeleteRange", key=held.key)
+    assert caller.received[waiting][-1].text == "etcdserver: too many requests"
+    hub = lone.member.hub
+    assert (hub.streams, hub.watches, hub.synced.watches) == (0, 0, 0)
+    assert keys(lone) == []
+
+
+def test_a_call_that_needs_one_watch_too_many_fails(lone: LoneMember, caller: Caller) -> None:
+    won = caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 1), value=b"one")
+    held = caller.ask("Lock.Lock", name=b"door", lease=1)
+    hub = lone.member.hub
+    before, hub.limits = hub.limits, hub.limits._replace(max_watches=0)
+    observer = caller.begin("Election.Observe", name=b"boss")
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    for call in (observer, waiting):
+        assert caller.received[call][-1].text == "etcdserver: too many requests"
+    assert (hub.streams, hub.watches) == (0, 0)
+    hub.limits = before
+    observer = caller.begin("Election.Observe", name=b"boss")
+    waiting = caller.begin("Lock.Lock", name=b"door", lease=2)
+    caller.ask("Election.Proclaim", leader=won.leader, value=b"uno")
+    assert [value for _, value, _ in seen(caller, observer)] == [b"one", b"uno"]
+    write(lone, "KV.DeleteRange", key=held.key)
+    assert caller.answer(waiting).key == b"door/2"
 
 
 # Together with the recipes.

@@ -9,9 +9,10 @@ The calls that wait in one queue share a `_Queue`: it reads the queue once and t
 changes, so that a call costs a look at each change and not the whole queue.
 
 A call is a script: a generator that yields its next step (`_Ask`: a request to this member,
-`_Wait`: its turn in a queue, `_Follow`: watch some keys, None: the next event of that watch, a
-message: an answer for the client) and is sent the outcome. `_ScriptedCall` runs it; nothing here
-blocks. Requests to the member go through `api.py` like those of a client, so they are checked,
+`_Wait`: its turn in a queue, a WatchCreateRequest: a watch, None: the next event of that watch, any
+other message: an answer for the client) and is sent the outcome. An event is a WatchResponse with
+events, or with `canceled` if its history is compacted. `_ScriptedCall` runs the script; nothing
+here blocks. Requests to the member go through `api.py` like those of a client, so they are checked,
 counted and limited in the same way.
 
 A Lock or Campaign that is cancelled or fails before it is answered deletes its key, and revokes the
@@ -45,7 +46,7 @@ from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
 from etcdlite.request import OwnRequester
-from etcdlite.watch import WatchStream
+from etcdlite.watch import INVALID_WATCH_ID, WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call
 
@@ -78,15 +79,6 @@ class _Wait(NamedTuple):
 
     prefix: bytes
     revision: int
-
-
-class _Follow(NamedTuple):
-    """Watch keys. The script is sent a WatchResponse with events, or with `canceled` if the needed
-    history is compacted. To get the next one, it yields None."""
-
-    key: bytes
-    range_end: bytes
-    start_revision: int
 
 
 Script = Generator[Any, Any, None]
@@ -204,14 +196,15 @@ class _Queue(OwnRequester):
             return
         self._close()
         self._seen = self._page_revision
-        self._is_reading = False
         self._stream = self._member.hub.open(self)
-        self._stream.create(
-            proto.WatchCreateRequest(
-                key=self._prefix, range_end=_after(self._prefix), start_revision=self._seen + 1
-            )
+        create = proto.WatchCreateRequest(
+            key=self._prefix, range_end=_after(self._prefix), start_revision=self._seen + 1
         )
-        self._wake()
+        if self._stream.create(create) == INVALID_WATCH_ID:
+            self.fail(request_id, method, error("RequestTooManyRequests"))
+        else:
+            self._is_reading = False
+            self._wake()
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         if self._page_revision and failure.name == "Compacted":
@@ -225,7 +218,7 @@ class _Queue(OwnRequester):
 
     def send(self, body: bytes) -> None:
         if self._is_reading:
-            return  # What is being read is newer.
+            return  # What is being read is newer; or this is the answer to `create`.
         response = proto.WatchResponse.decode(body) if len(body) <= MAX_EVENT_BYTES else None
         if response is None or response.canceled:
             # Too much changed at once, or the history that is needed is compacted. The read is
@@ -377,10 +370,9 @@ class _ScriptedCall(Call):
                 if not self._join(step):
                     return
                 outcome = True
-            elif isinstance(step, _Follow):
-                create = proto.WatchCreateRequest(**step._asdict())
-                follow = partial(self._follow, create)
-                self.member.access.admit(self, self.request_id, WATCH, create, follow)
+            elif isinstance(step, proto.WatchCreateRequest):
+                follow = partial(self._follow, step)
+                self.member.access.admit(self, self.request_id, WATCH, step, follow)
                 return
             elif step is None:
                 self._is_following = True
@@ -395,7 +387,9 @@ class _ScriptedCall(Call):
             self._is_following = True
             quota = self.owner.calls.quota
             self._stream = self.member.hub.open(_EventSink(self), quota)
-            self._stream.create(create)
+            if self._stream.create(create) == INVALID_WATCH_ID:
+                self._close_stream()
+                self.advance(error("RequestTooManyRequests"))
 
     def _finish_with(self, failure: EtcdError | None) -> None:
         if self._is_over:
@@ -644,13 +638,14 @@ class ObserveCall(_ScriptedCall):
         prefix = request.name + b"/"
         while True:
             first = yield _Ask(RANGE, _oldest(prefix), False)
+            create = proto.WatchCreateRequest(start_revision=first.header.revision + 1)
             if first.kvs:
-                leader = first.kvs[0].key
+                leader = create.key = first.kvs[0].key
                 yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])
-                seen = yield _Follow(leader, b"", first.header.revision + 1)
             else:
                 leader = b""
-                seen = yield _Follow(prefix, _after(prefix), first.header.revision + 1)
+                create.key, create.range_end = prefix, _after(prefix)
+            seen = yield create
             is_over = False
             while not (is_over or seen.canceled):
                 header, revision = seen.header, seen.header.revision
