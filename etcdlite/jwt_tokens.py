@@ -129,10 +129,10 @@ def load(options: Mapping[str, str]) -> JwtTokens:
     keys: dict[str, Any] = {}
     for name in ("priv-key", "pub-key"):
         if name in options:
-            is_secret = name == "priv-key" or method.startswith("HS")
-            pem = _read(options[name], is_secret)
+            pem = _read(options[name], is_secret=name == "priv-key" or method.startswith("HS"))
             try:
-                keys[name] = algorithm.prepare_key(pem)
+                # Twice: PyJWT 2.6 checks the kind of a key only if it is not PEM.
+                keys[name] = algorithm.prepare_key(algorithm.prepare_key(pem))
             except (ValueError, TypeError, jwt.InvalidKeyError) as failure:
                 raise ValueError(
                     f"{options[name]} does not hold a key in PEM that {method} can use: {failure}"
