@@ -51,7 +51,7 @@ SLOW_PIECE_S = 0.008
 """Pieces shrink down to this minimum while one takes this long: small input can be much work."""
 
 SAME_LINES_PER_S = 0.1
-"""How often the same fault of the channels of one address is logged; another one once a second."""
+"""How often the same channel fault of one address is logged; different ones once a second."""
 
 NOT_SENT_BYTES = 128 * 1024
 """The kernel takes output of a connection while it holds less than this that is not on its way.
@@ -126,7 +126,7 @@ class Connection:
         return self.sock.fileno() < 0
 
     @property
-    def was_left(self) -> bool:
+    def is_abandoned(self) -> bool:
         """The other side has closed the connection and nothing is left to read. May be called in
         any thread."""
         try:
@@ -190,7 +190,7 @@ class Connections:
         self._rotation: Iterator[Session] = iter(())
         """The sessions that are left in this round over all; each `tick` includes the next few."""
         self._share = 1
-        """How many these few are. It is the same for the whole round."""
+        """How many each `tick` includes. It is the same for the whole round."""
         self._due: deque[Session] = deque()
         """Sessions chosen by `tick` that the next turns check for missed deadlines."""
         self._sizes: dict[Connection, int] = {}
@@ -225,7 +225,7 @@ class Connections:
         self._turns.serve(masks, began)
 
     def are_from_clients(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> bool:
-        """Whether a file that is ready is not a connection between members."""
+        """Whether any of the ready files is not a connection between members."""
         first = self._turns.first
         return any(key.data not in first for key, _ in ready)
 
@@ -411,7 +411,7 @@ class Connections:
             except BlockingIOError:
                 return
             except OSError:
-                if connection.is_closed:  # By what was called before in this turn.
+                if connection.is_closed:  # By an earlier call in this turn.
                     return
                 data = b""
             if channel is not None:
@@ -561,7 +561,7 @@ class Connections:
             self._watch_socket(connection)
 
     def _replace(self, connection: Connection, opening: Opening) -> Session:
-        """Put a session of the found protocol in the place of `opening`."""
+        """Replace `opening` by a session of the protocol that it found."""
         on_output = self.dirty.append
         session: ClientSession
         if opening.found == "native":
@@ -674,7 +674,7 @@ def _make_http(connection: Connection, call: Carried) -> ClientSession:
 
 
 def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connection]:
-    """The connections of clients to close because all together hold too much memory."""
+    """The connections of clients to close, if all connections together hold too much memory."""
     clients = [connection for connection in connections if connection.site is not None]
     members = [connection for connection in connections if connection.site is None]
     closed: list[Connection] = budget.excess(clients, members)

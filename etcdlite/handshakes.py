@@ -63,7 +63,7 @@ class Handshakes:
     """The handshakes that have begun and are not complete, and the threads that take their steps.
 
     A connection has a `channel`, which belongs to the thread from `step` until the result is
-    reported, a `host`, `is_closed` and `was_left`."""
+    reported, a `host`, `is_closed` and `is_abandoned`."""
 
     def __init__(self, report: Callable[[Any], None]) -> None:
         """`report` is called in a thread with a `Stepped`."""
@@ -108,7 +108,7 @@ class Handshakes:
                 continue
             plaintext, failure = b"", None
             try:
-                if connection not in begun and connection.was_left:
+                if connection not in begun and connection.is_abandoned:
                     raise ChannelError("it closed the connection during the handshake")
                 plaintext = connection.channel.receive(data)
             except ChannelError as error:

@@ -150,7 +150,7 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is not None:
             lease.remaining_ttl_s = remaining_ttl_s
-            # The leader before may have told a client that it has this time. But `expired` has
+            # The previous leader may have told a client that it has this time. But `expired` has
             # returned a lease that is scheduled after its deadline: its revoke is on its way.
             if self.promoted and self._timed(lease_id).scheduled <= lease.deadline:
                 deadline = self._start + (remaining_ttl_s or lease.ttl_s)

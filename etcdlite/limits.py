@@ -44,10 +44,10 @@ class Limits(NamedTuple):
     """Revisions per chunk of a checkpoint."""
 
     scan_step_keys: int = 256
-    """Keys that one step of a range in the past visits."""
+    """Keys that one step of a range at an old revision visits."""
 
     count_step_keys: int = 4096
-    """Current keys that one step of a count in the past visits."""
+    """Current keys that one step of a count at an old revision visits."""
 
     kept_key_changes: int = 32_768
     """Keys created, and keys deleted, that are kept for counts as of older revisions. A count looks
@@ -77,7 +77,7 @@ class Limits(NamedTuple):
     """Keys that one step of a range delete removes."""
 
     history_chunk_bytes: int = 32 << 10
-    """Bytes of records that one step of a reading of all history reads."""
+    """Bytes of records that one step reads when the whole history is read."""
 
     hash_step_versions: int = 16
     """Versions that one step of a hash reads."""
@@ -122,7 +122,7 @@ class Limits(NamedTuple):
     """Reads in steps of one session that wait for their turn."""
 
     max_background_reads: int = 100
-    """Hashes that wait for their turn, with the same shares."""
+    """Hashes that wait for their turn. Each connection has an equal share, at least one."""
 
     max_waiting_reads: int = 100_000
     """Reads in steps of all sessions that wait for their turn."""
@@ -131,7 +131,7 @@ class Limits(NamedTuple):
     """A batch of writes is cut into entries of about this size. A larger request has its own."""
 
     expire_step_leases: int = 500
-    """Deadlines of leases that one look for expired leases examines."""
+    """Deadlines that one search for expired leases examines."""
 
     lease_checkpoint_interval_s: float = 300.0
     """How often the leader writes down the remaining time of longer leases (as in etcd)."""
@@ -190,7 +190,7 @@ class Limits(NamedTuple):
     """A watch that lacks no more than this does not wait for those that lack more."""
 
     response_bytes: int = 1 << 20
-    """A watch response with more events than this is not begun. One revision is never split."""
+    """A watch response ends with the revision in which it exceeds this."""
 
     tick_timers: int = 1_000
     """Progress timers that one tick serves."""

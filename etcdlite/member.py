@@ -289,7 +289,7 @@ class Member:
         if self.rollback.is_over:
             self.raft.tick()
             self.leadership.begin(now)
-        if self._applied_term == self.raft.term:  # No renewal of an earlier one is left to apply.
+        if self._applied_term == self.raft.term:  # No renewal of an earlier term is left to apply.
             self.leases.tick(now)
         if self.state.lessor.promoted and self._unsynced:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])
@@ -465,7 +465,7 @@ class Member:
         raft = self.raft
         while raft.has_ready:
             self._take_ready(raft.ready())
-        if raft.commit_is_untold:
+        if raft.commit_is_unsent:
             self.leadership.send_commit_later(now)
         if self._committed or self._applying is not None:
             self._apply()

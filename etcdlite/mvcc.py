@@ -11,9 +11,9 @@ goes. Long work is a generator (`storage/steps.py`): the caller decides how much
 Bytes are made once: the encoded `KeyValue` that `put` writes is the record on disk and, unchanged,
 the `kvs` of a range and the `kv` of a watch event.
 
-Invariants. Between two marks the state is that of no entry: a copy of the files ends at the last
-mark. History from `compacted` on can be read. A read in steps pins its revision, and compaction
-drops nothing that a pinned revision needs.
+Invariants. Between two marks the state may have a part of an entry, so a copy of the files ends at
+the last mark. History from `compacted` on can be read. A read in steps pins its revision, and
+compaction drops nothing that a pinned revision needs.
 """
 
 from __future__ import annotations

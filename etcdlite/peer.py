@@ -249,7 +249,7 @@ class PeerConnection(Session):
     is_served_to_the_end = True
     silence_s = SILENCE_S
     stranger = "; check the peer URLs"
-    """Added to what is said of another protocol: who the other side may be."""
+    """A hint for the error about another protocol: what the other side may be."""
 
     def __init__(self, local: Local, on_output: Callable[[Any], None]) -> None:
         super().__init__(on_output, local.clock)

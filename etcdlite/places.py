@@ -17,7 +17,7 @@ MAX_UNOPENED = 1024
 """Connections of clients that have not opened their protocol. With more, the oldest is closed."""
 
 SWEEP_EVERY = 64
-"""Beyond the limit, opened connections are looked for once for this many new ones."""
+"""Beyond the limit, the list is cleared of opened connections once per this many new ones."""
 
 ADDRESS_SHARE = 4
 """By default, one address may have this fraction of all connections of clients."""

@@ -110,7 +110,7 @@ ROLE_NAMES = ("follower", "pre-candidate", "candidate", "leader")
 ADD_VOTER, ADD_LEARNER, REMOVE = range(3)
 
 CAMPAIGN_TRANSFER = b"transfer"
-"""Context of a vote request that a leadership transfer caused; a live leader does not bar it."""
+"""Context of a vote request that a leadership transfer caused: granted beside a live leader."""
 
 
 class MessageRejected(ValueError):
@@ -186,7 +186,7 @@ class Message(NamedTuple):
     Snap           snapshot: what the state machine that goes with this message contains
     ReadIndex      context: the request, as the follower knows it
     ReadIndexResp  context: as received; index: the read index
-    TimeoutNow     nothing: the receiver shall campaign at once
+    TimeoutNow     nothing: the receiver campaigns at once
     =============  ================================================================================
     """
 
@@ -298,7 +298,7 @@ class Raft:
         self._messages_after_sync: list[Message] = []
         self._read_states: list[ReadState] = []
         self._snapshot: Snapshot | None = None
-        self._acknowledged = (0, 0)  # The last append that was: the leader's term, index.
+        self._acknowledged = (0, 0)  # By the last answer: (leader's term, index).
         self._election_elapsed = 0
         self._election_timeout = 0
         self._heartbeat_elapsed = 0
@@ -373,7 +373,7 @@ class Raft:
         own = self.progress.get(self.id)
         if self.role == LEADER and own is not None and log.stable > own.match:
             own.match = log.stable
-            if self._maybe_commit() and not self.commit_is_untold:
+            if self._maybe_commit() and not self.commit_is_unsent:
                 self._broadcast_append()
         if log.applying < log.committed:
             self.has_ready = True
@@ -462,8 +462,8 @@ class Raft:
         return self._append(ENTRY_NORMAL, data, commit_may_wait)
 
     def send_commit(self) -> None:
-        """Tell the others what is committed, if `commit_is_untold`."""
-        if self.commit_is_untold:
+        """Tell the others what is committed, if `commit_is_unsent`."""
+        if self.commit_is_unsent:
             self.has_ready = True
             self._broadcast_append()
 
@@ -606,7 +606,7 @@ class Raft:
             if not delivered:
                 progress.pending_snapshot = progress.kept_index = 0
             progress.become_probe()
-            # Wait for its answer, or for that to a heartbeat, before the next attempt.
+            # Before the next attempt, wait until it answers this or a heartbeat.
             progress.paused = True
 
     def learner_is_ready(self, node: int) -> bool:
@@ -638,9 +638,9 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        # The others have yet to learn the commit index, by the next append or `send_commit`; the
-        # last entry of which they must learn at once that it is committed.
-        self.commit_is_untold, self._awaited_index = False, 0
+        # Whether the others still lack the commit index, which the next append or `send_commit`
+        # tells them, and the last entry whose commit they must learn at once.
+        self.commit_is_unsent, self._awaited_index = False, 0
         self._reads_waiting = []
         self._round_reads = []
         self._round = 0
@@ -835,7 +835,7 @@ class Raft:
         return self.log.term(self.log.committed) == self.term
 
     def _maybe_commit(self) -> bool:
-        """Commit what a quorum has if it is of this term (thesis 3.6.2); whether that is news."""
+        """Commit what a quorum has if it is of this term (thesis 3.6.2). Returns whether it did."""
         log = self.log
         matches = sorted([self.progress[node].match for node in self.voters])
         index = matches[(len(matches) - 1) // 2]
@@ -845,13 +845,13 @@ class Raft:
         if index < log.last:
             left_bytes = self._uncommitted_bytes - log.size_between(log.committed, index)
         self._uncommitted_bytes = max(0, left_bytes)
-        self.commit_is_untold = bool(self._others) and self._awaited_index <= log.committed
+        self.commit_is_unsent = bool(self._others) and self._awaited_index <= log.committed
         log.commit_to(index)
         self._start_round_if_due()
         return True
 
     def _broadcast_append(self) -> None:
-        self.commit_is_untold = False
+        self.commit_is_unsent = False
         for node in self._others:
             self._maybe_send_append(node)
 
@@ -886,7 +886,7 @@ class Raft:
 
     def _maybe_send_snapshot(self, node: int, progress: Progress) -> bool:
         if not progress.recent_active:
-            return False  # It is not there; its first message leads here again.
+            return False  # The follower is down. Its first message leads to another attempt.
         log = self.log
         if log.applied < log.offset:
             return False  # This leader is itself still installing one.
@@ -926,12 +926,12 @@ class Raft:
         if progress.state == PROBE or (progress.state == SNAPSHOT and progress.match >= log.offset):
             progress.become_replicate()
         elif progress.state == SNAPSHOT and progress.match >= progress.pending_snapshot:
-            progress.become_probe()  # Since the snapshot was sent the log was compacted further.
+            progress.become_probe()  # The log was compacted further since the snapshot.
         elif progress.state == REPLICATE:
             progress.free_inflight(index)
-        wanted = 0 if self.commit_is_untold else min(log.committed, progress.next - 1)
+        wanted = 0 if self.commit_is_unsent else min(log.committed, progress.next - 1)
         if index > log.committed and node in self.voters and self._maybe_commit():
-            if not self.commit_is_untold:
+            if not self.commit_is_unsent:
                 self._broadcast_append()
         elif progress.sent_commit < wanted:
             self._maybe_send_append(node)
@@ -1066,7 +1066,7 @@ class Raft:
             if message.entries or log.committed == committed or self._acknowledged != acknowledged:
                 self._acknowledged = acknowledged
                 self._send_after_sync(APP_RESP, leader, index=last_new)
-            # Otherwise only the commit index is new. If the answer was lost, it is asked again.
+            # Otherwise only the commit index is new. If the answer was lost, it is asked for again.
             return
         # The hint tells the leader where to look next: below the refused entry, and below entries
         # of a higher term than that entry's, which cannot match (as in etcd; thesis 3.5).

@@ -99,7 +99,7 @@ REMOVED_S = 1.0
 
 SEGMENTS_PER_DISK = 16
 MIN_SEGMENT_BYTES = 1 << 20
-"""A segment is at most this share of a file system, but not smaller than that for it."""
+"""A segment takes at most this fraction of a file system, or the minimum if that is more."""
 
 
 class Server:
@@ -266,7 +266,7 @@ class Server:
 
     def _look_for_stall(self, now: float, waited_s: float = 0.0) -> None:
         """Extend leases by the time in which the loop stood still: no client could renew one.
-        `waited_s` of the time since the last call it waited, as it should."""
+        `waited_s`: how much of the time since the last call it was meant to wait."""
         lost_s = now - self._ran_at - waited_s
         if lost_s > STALL_S and (lessor := self.member.state.lessor).promoted:
             lessor.postpone(now - lost_s, lost_s)

@@ -115,7 +115,7 @@ class LogThread:
         size_bytes, last = 0, -1
         for save in saves:
             if save.snapshot is not None or (save.entries and save.entries[0].index <= last):
-                return False  # Several frames: after one without space, the first would come again.
+                return False  # Several frames: if a later one has no space, the first is repeated.
             for entry in save.entries:
                 size_bytes, last = size_bytes + len(entry.data), entry.index
         return size_bytes < FEW_BYTES and self._wal.has_room(2 * size_bytes + FEW_BYTES)

@@ -17,8 +17,8 @@ from the index alone, which is the same on all members, is refused before the fi
 
 What a transaction may do in apply is bounded: `MAX_VISITED_KEYS` and `MAX_VISITED_RECORDS`, checked
 before the first change from the request and the state alone, so all members decide alike. A range
-that no write of its transaction follows, or none precedes, or that names a revision, is read after
-the transaction is applied, outside apply; a member without the session that asked reads none.
+before or after all writes of its transaction, or at a given revision, is read later, outside apply,
+and only by the member that has the session of the client.
 
 Answers are encoded as they travel, without the header, which is the first field. The caller puts
 it in front.
@@ -614,7 +614,7 @@ def apply_steps(
             ):
                 reading.step_bytes = 0
                 yield
-            # What is being written is of another request, if this one only reads.
+            # If this request only reads, the writes under way are those of another one.
             now = began + (store.is_writing and not reads_only)
             if op.request_range is None:
                 results.append((yield from _write_steps(store, op, began, reading)))
@@ -701,7 +701,7 @@ def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None,
         limit, range_end = 0, b""
         if op.request_range is not None:
             asked = op.request_range
-            # In the past, how many keys a range visits differs from member to member.
+            # At an old revision the number of keys that a range visits differs between members.
             if has_written or not is_plain(asked) or asked.revision > 0:
                 continue
             limit, range_end = max(0, asked.limit), asked.range_end

@@ -13,8 +13,8 @@ Invariants
     frame is written. Its header repeats the state of the log up to there, so that an earlier
     segment can be removed once a snapshot covers its entries.
     After an `OSError` the log refuses every later write, because the state of the file is unknown
-    until it is opened again. But a frame that finds no space is written again in the same place; it
-    may have grown, but a shorter one would leave a part of it behind its end.
+    until it is opened again. The exception is a frame that finds no space: it is written again at
+    the same place. It may be longer then, but never shorter: the rest of the first one would stay.
 
 The log never returns an entry that was not saved, and never drops one that was synced: unless the
 last frame is provably torn, `WAL.open` raises `WALDamaged` and changes nothing.
@@ -92,8 +92,8 @@ Meaning
 
 Recovery
     Frames are read until only zeros are left. The last segment may end in a torn frame, which is
-    overwritten with zeros and reported. A frame that does not check counts as torn only in the last
-    segment, and only
+    overwritten with zeros and reported. A frame that fails its check counts as torn only in the
+    last segment, and only
     (a) if its header is good, more of its sectors are all zero than `blank` says, and everything
         after it is zero; or
     (b) if the sector that should hold its header is all zero from there on, and no good header of
@@ -112,7 +112,7 @@ Keys
     New segments are sealed if there are keys. `WAL.open` begins a new segment if the last one is
     not sealed with the first key. It refuses a sealed log without its key, before it changes
     anything. `replace_segments` is for a change of keys. Someone who can write to the disk, but has
-    no key, can cut off frames at the end, or put back a whole older log. He cannot make, move or
+    no key, can cut off frames at the end, or put back a whole older log, but cannot make, move or
     change a frame.
 """
 
@@ -180,7 +180,7 @@ class WALError(Explained):
 
 
 class WALDamaged(WALError):
-    """The file at `path` does not check at byte `offset`: `why`."""
+    """The file at `path` fails its check at byte `offset`: `why`."""
 
     def __init__(self, path: str, offset: int, why: str) -> None:
         super().__init__(f"write-ahead log {path} is damaged at byte {offset}: {why}. {_ADVICE}.")
@@ -700,7 +700,7 @@ class _Recovery:
             stop = position + _FRAME_HEADER_BYTES + length
             if check != crc32(data[position : position + 28]):
                 if any(data[position : position + _FRAME_HEADER_BYTES]):
-                    why = f"the header of frame {sequence} does not check"
+                    why = f"the header of frame {sequence} fails its check"
                     raise WALDamaged(path, position, why)
                 other = _find_later_frame(data, position, end, sequence, wal._salt)
                 if other:
@@ -745,7 +745,7 @@ class _Recovery:
         return end if position < end else 0
 
     def _apply(self, wal: WAL, record: int, entry: Entry, path: str, start: int) -> None:
-        """Apply an unusual record of the frame at `start`. An error is its writer's fault."""
+        """Apply an unusual record of the frame at `start`. If it is invalid, it was written so."""
         entries, index = self._entries, entry.index
         if record == _ENTRY_TYPE:
             if not wal.snapshot[0] < index <= wal.last_index + 1:
@@ -866,7 +866,7 @@ def frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) 
 
 
 def _blank(body: bytes, position: int) -> int:
-    """The number of sectors that hold only zeros of the frame with its header at `position`.
+    """The number of all-zero sectors within the frame whose header is at `position`.
 
     The sector with the header is never one of them. For nearly every frame two searches are enough,
     which take 2 us for 100 KB."""

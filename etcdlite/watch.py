@@ -40,7 +40,7 @@ others.
 
 The hub never keeps events after `notify` has returned, and never sends events or periodic progress
 to a blocked sink. The same calls give the same bytes: nothing depends on the order of a set or on
-addresses. An ended watch is free at once, in no reference cycle, which nothing would free.
+addresses. An ended watch is freed at once: it is in no reference cycle, which nothing would free.
 
 The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
 two differences: a progress request on a stream that is not synced is not dropped, and responses
@@ -409,8 +409,8 @@ class WatchHub:
             self._do_chore()
 
     def _do_chore(self) -> bool:
-        """Move up to `move_step_watches` watches to the state that they belong to; whether there
-        was something to do."""
+        """Move up to `move_step_watches` watches to the state that they belong to. Returns whether
+        there was something to do."""
         most = self.limits.move_step_watches
         if self.closing:
             watches = self.closing[0].by_id
@@ -479,7 +479,7 @@ class WatchHub:
     # Sending events.
 
     def _notify_synced(self, events: Sequence[Event]) -> None:
-        """Send events to the synced watches, unless they lag; if it is too much, they begin to."""
+        """Send events to the synced watches, unless they lag; if it is too much, a lag starts."""
         if self.lag is not None:
             return
         limits = self.limits
@@ -1025,8 +1025,8 @@ class WatchStream:
 
 
 def _piece_end(events: Sequence[Event], begin: int, most: int) -> int:
-    """The end of the whole revisions in `events` from `begin` on that have at most `most` events
-    together, but of one revision at least."""
+    """The end of the whole revisions in `events` from `begin` on that together have at most `most`
+    events, but at least the end of the first revision."""
     if len(events) - begin <= most:
         return len(events)
     revision = events[begin + most][0]

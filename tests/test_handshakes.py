@@ -31,7 +31,7 @@ class Connection:
     def __init__(self, channel: Channel, host: str = "10.0.0.1") -> None:
         self.channel = channel
         self.host = host
-        self.is_closed = self.was_left = False
+        self.is_closed = self.is_abandoned = False
 
 
 def made(count: int) -> list[Any]:
@@ -124,13 +124,13 @@ def test_no_step_is_taken_for_a_connection_that_the_other_side_has_closed() -> N
         ours.setblocking(False)
         connection = connections.Connection(ours, "", "", None, cast(Any, None), left.channel)
         theirs.send(b"more of the hello")
-        assert not connection.was_left
+        assert not connection.is_abandoned
         ours.recv(100)
-        assert not connection.was_left
+        assert not connection.is_abandoned
         theirs.close()
-        assert connection.was_left
-    assert connection.was_left, "this side has closed it"
-    left.was_left = True
+        assert connection.is_abandoned
+    assert connection.is_abandoned, "this side has closed it"
+    left.is_abandoned = True
     steps.step(left, b"hello", False)
     assert "closed the connection" in str(results.get(timeout=30).failure)
     assert not left.channel.began.is_set()
@@ -143,7 +143,7 @@ def test_a_client_may_close_its_half_of_the_connection_after_its_request() -> No
     (client,) = made(1)
     client.channel.may_end.set()
     for is_last in (False, True):
-        client.was_left = is_last
+        client.is_abandoned = is_last
         steps.step(client, b"get", False)
         assert results.get(timeout=30) == Stepped(client, b"GET", None)
         assert is_last or steps.begun(client, False) is None

@@ -84,7 +84,7 @@ NO_MEMORY = EtcdError(
     "was a write, it was carried out",
 )
 
-BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))
+SERVED_BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))
 """Methods whose reads may be begun while an entry is applied in part: they take what they answer
 from the revision before, or from nothing that changes in steps."""
 
@@ -109,9 +109,9 @@ class _Line:
         self.read: Read | None = None
         """The read under way."""
         self.since = 0.0
-        """The time since when it waits."""
+        """When it began to wait."""
         self.resumed_at = 0.0
-        """When the session was last blocked."""
+        """When the session was last unblocked."""
         self.is_late = False
         """The read under way is the late answer to a write, so it cannot be begun again."""
         self.spent_steps = 0
@@ -378,10 +378,10 @@ class Reads:
                 self.ready.append((index, reads, since))
                 continue
             self._since = since
-            if self._as_of is not None and not all(read[2] in BESIDE for read in reads):
-                others = [read for read in reads if read[2] not in BESIDE]
+            if self._as_of is not None and not all(read[2] in SERVED_BESIDE for read in reads):
+                others = [read for read in reads if read[2] not in SERVED_BESIDE]
                 self.ready.append((index, others, since))
-                reads = [read for read in reads if read[2] in BESIDE]
+                reads = [read for read in reads if read[2] in SERVED_BESIDE]
             for at, read in enumerate(reads, 1):
                 quick = self._serve(read)
                 if (not quick or at % step_reads == 0) and self._slice_is_over():
@@ -529,7 +529,7 @@ class Reads:
             steps, read, since = line.reads[0]
             _, request_id, method, _ = read
             # A late answer to a write was begun before, so that what it needs is pinned.
-            if self._as_of is not None and steps is None and method not in BESIDE:
+            if self._as_of is not None and steps is None and method not in SERVED_BESIDE:
                 self.slow.append(line)
                 return False
             is_awaited = session.awaits(request_id)

@@ -107,7 +107,7 @@ class Writes:
     ) -> None:
         """`forward(leader, term, data, done)` sends an entry to the leader; it returns False if the
         leader cannot be reached now. `check_change` raises EtcdError unless a `MemberChange` may be
-        proposed now. `timeout_error` returns the error for a request that waits since a time."""
+        proposed now. `timeout_error(since)` is the error for a request that waits since then."""
         self._state = state
         self._access = access
         self._raft = raft
@@ -119,7 +119,7 @@ class Writes:
         self._new_frames: list[bytes] = []
         """The writes for the next turn, and their native frames."""
         self._author: Author | None = None
-        """For whom further new writes are, as their entry says so far."""
+        """The author that the entry of the new writes names last."""
         self._has_newer = False
         """A method that not every cluster version allows was proposed."""
         self._lines = WriteLines()
@@ -481,7 +481,7 @@ class Writes:
 
     def take(self, entry: Entry) -> tuple[list[Waiter], float | None]:
         """The requests of a committed entry, with the sessions that wait here for their answers,
-        and the time since when they wait; None if no session waits here."""
+        and when they began to wait; None if no session waits here."""
         data = entry.data
         # The hot path: an entry with these bytes waits here.
         member_id, number = proposer(data)
@@ -560,7 +560,7 @@ def _not_allowed() -> EtcdError:
 
 
 def _author_request(author: Author | None) -> tuple[Waiter, bytes]:
-    """The request of an entry that says for whom those behind it are, and its frame."""
+    """The request that names the author of those after it in an entry, and its frame."""
     name, revision, is_member = author or ("", 0, False)
     request = proto.Author(name=name, revision=revision, is_member=is_member)
     return (None, 0, methods.AUTHOR, request), native_frame(1, methods.AUTHOR, 0, request.encode())

@@ -106,7 +106,7 @@ def pack(chunks: Iterator[tuple[int, bytes]], needs: Version = OLDEST) -> Iterat
 
 
 def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
-    """The (kind, body) chunks of a checkpoint file. Raises DataDamaged at what does not check."""
+    """The (kind, body) chunks of a checkpoint file. Raises DataDamaged at what fails its check."""
     file = disk.open_read(path)
     try:
         offset = _read_header(file, path)[0]

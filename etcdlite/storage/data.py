@@ -2,7 +2,7 @@
 
 A write does not sync the data file; the write-ahead log covers it. A checkpoint (`checkpoint.py`)
 makes it durable: it syncs the segments, and then old segments of the log can go. After a crash,
-recovery scans what follows the checkpoint, cuts it at the first record that does not check, and
+recovery scans what follows the checkpoint, cuts it at the first record that fails its check, and
 writes the rest again from the log. `layout.py` says what the segments look like.
 
 Invariants:
@@ -223,7 +223,7 @@ class DataFile:
     # Reading.
 
     def read(self, location: int, size_bytes: int) -> bytes:
-        """The body of `size_bytes` at `location`. Raises DataDamaged if it does not check."""
+        """The body of `size_bytes` at `location`. Raises DataDamaged if it fails its check."""
         body = self.recent.get(location)
         if body is not None:
             return body
@@ -307,7 +307,7 @@ class DataFile:
     ) -> Iterator[tuple[int, int, bytes]]:
         """The flushed records of a segment from `offset` on: (location, type, body) each.
 
-        Raises DataDamaged, with the record's own offset, where a record does not check."""
+        Raises DataDamaged, with the record's own offset, where a record fails its check."""
         end = self._end(number)
         base = number << 32
         chunk = b""
@@ -451,7 +451,7 @@ class DataFile:
             raise DataDamaged(file.path, 0, why)
         magic, version, found, previous_end, crc = layout.SEGMENT_HEADER.unpack(header)
         if magic != layout.MAGIC or crc32(header[:-4]) != crc or found != number:
-            raise DataDamaged(file.path, 0, "the segment header does not check")
+            raise DataDamaged(file.path, 0, "the segment header fails its check")
         if version == layout.SEALED_VERSION:
             raise layout.KeyMissing(file.path, header[20:28])
         if version > layout.FORMAT_VERSION:
@@ -492,7 +492,7 @@ class DataFile:
 
 def verify(disk: Disk, directory: str) -> None:
     """Read every record of a data folder that is not in use. Raises DataDamaged at the first
-    record that does not check."""
+    record that fails its check."""
     data = DataFile(disk, directory, 0)
     try:
         data.open_segments()

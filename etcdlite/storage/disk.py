@@ -6,7 +6,8 @@ way, so that tests can put a faulty or simulated disk in its place.
 Every method may raise `OSError`. After a failed `sync` the state of the file is unknown (the kernel
 may have dropped the dirty pages and cleared the error), so the caller must not retry: it ends the
 process. A call that found no space, no free descriptor or no access may be repeated. In a thread,
-methods wait for a descriptor and access by themselves, and `create` for space, too; others `pause`.
+methods wait for a descriptor and access by themselves, and `create` for space, too. Callers of the
+others `pause`.
 
 The one thread here does work that no caller can wait for: see `_Eraser`.
 """
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 from etcdlite import log
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The file system is full, the user's quota is, or the limit for the size of a file is reached."""
+"""The file system or the user's quota is full, or a file has reached its maximum size."""
 
 REFUSED = (errno.EMFILE, errno.ENFILE, errno.EACCES)
 """No file descriptor is free, or a directory has another owner or mode than before."""

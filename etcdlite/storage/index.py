@@ -138,7 +138,7 @@ class Index:
         `limit`, and up to the one that reaches `limit_bytes`.
 
         Returns (location, length) each and the key to continue from, None at the end of the range.
-        In the past one call visits `scan_step_keys` keys, so it may find less before the end."""
+        At an old revision one call visits `scan_step_keys` keys, so it may find less."""
         if revision is None:
             keys = self.heads.first(start, end, limit)
             packed = self.heads.packed(start, end)
@@ -305,7 +305,7 @@ class Index:
             self.first_revision = compacted
 
     def skip_revisions(self, revision: int) -> None:
-        """No location is known of the revisions up to this one."""
+        """Forget the locations of the revisions up to this one."""
         self.revisions = array("Q")
         self.first_revision = revision + 1
 

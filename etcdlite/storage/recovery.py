@@ -5,8 +5,8 @@ that checkpoint began, up to the last mark. The rest, which a crash may have lef
 off; the write-ahead log has it. To take a record in twice makes no difference, so a checkpoint may
 hold changes that the scan meets again.
 
-Recovery never guesses: a record that does not check before the end that the checkpoint vouches for,
-or a segment that is missing or has another size, is DataDamaged, and nothing is changed on disk.
+Recovery never guesses: a record that fails its check before the end that the checkpoint vouches
+for, or a segment that is missing or has another size, is DataDamaged. Nothing on disk is changed.
 """
 
 from __future__ import annotations

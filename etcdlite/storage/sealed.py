@@ -177,7 +177,7 @@ class SealedFile(File):
         self._on_disk = 0
         """Bytes of content in the pages on disk."""
         if pages is None:
-            self.fault = "its header does not check"
+            self.fault = "its header fails its check"
         else:
             full, rest = divmod(max(0, file.size() - BLOCK_BYTES), BLOCK_BYTES)
             self._on_disk = full * PAGE_BYTES + max(0, rest - CRC_BYTES - OVERHEAD_BYTES)
@@ -191,7 +191,7 @@ class SealedFile(File):
         return self._on_disk + len(self._tail)
 
     def pread(self, size_bytes: int, offset: int) -> bytes:
-        """As `File.pread`. What does not check counts as the end of the file, and `fault` says
+        """As `File.pread`. What fails its check counts as the end of the file, and `fault` says
         what is wrong. Raises DataAltered."""
         if size_bytes <= 0 or self._pages is None:
             return b""
@@ -214,7 +214,7 @@ class SealedFile(File):
 
     def _read_pages(self, page: int, stop: int, parts: list[bytes]) -> bool:
         """Append the content from `page` on, up to that with offset `stop`. Returns False if it
-        ends before, at a page that does not check."""
+        ends before, at a page that fails its check."""
         pages = self._pages
         assert pages is not None
         count = -(-stop // PAGE_BYTES) - page

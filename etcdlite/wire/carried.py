@@ -34,8 +34,8 @@ HTTP_MODULES = ("h11", "etcdlite.wire.http")
 
 
 def head_of(headers: Headers) -> bytes:
-    """The head of the request in HTTP/1.1, up to the field that delimits its body. No line break
-    can be in it (`http2.py`); what else HTTP/1.1 forbids, its parser refuses."""
+    """The head of the request in HTTP/1.1, up to the field that delimits its body. It has
+    no line break (`http2.py`); the parser of HTTP/1.1 refuses whatever else is forbidden."""
     fields = dict(headers)
     host = fields.get(b":authority") or fields.get(b"host", b"")
     lines = [b"%b %b HTTP/1.1" % (fields[b":method"], fields[b":path"]), b"host: " + host]

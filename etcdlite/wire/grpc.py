@@ -195,7 +195,7 @@ class Request:
 
 
 NOWHERE = Route(0, None, None, None, False)
-"""Of a request for an unknown method, or that is not gRPC."""
+"""The route of a request for an unknown method, or of one that is not gRPC."""
 
 
 def read_request(headers: Headers) -> Request:
@@ -370,9 +370,9 @@ class GrpcSession(http2.Connection, ClientSession):
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
         self._are_due = False
-        """More streams are due to fail than `FAILED_PER_SLICE`; `_is_ending`: to end, because the
-        server stops."""
+        """More than `FAILED_PER_SLICE` streams are due to fail."""
         self._is_ending = False
+        """The server stops, and more than `FAILED_PER_SLICE` streams are still to end."""
         self._leader_loss = LeaderLoss(member)
         self._check_interval_s = partial_timeout_s(self._max_message_bytes)
         """The interval between checks for incomplete requests."""
@@ -930,7 +930,7 @@ class GrpcSession(http2.Connection, ClientSession):
         late = [stream for stream in incomplete if stream.is_late]
         for stream in late[:FAILED_PER_SLICE]:
             self.fail(stream.id, stream.request.number, failure)
-        if len(late) <= FAILED_PER_SLICE:  # Else the next tick goes on.
+        if len(late) <= FAILED_PER_SLICE:  # Otherwise the next tick continues.
             for stream in incomplete:
                 stream.is_late = True
             self._next_check = now + self._check_interval_s

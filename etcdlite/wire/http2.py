@@ -386,10 +386,8 @@ class Connection(Session):
         Raises ConnectionFault, StreamFault."""
         event = OTHER
         if kind == CONTINUATION:
-            is_of_block = self._block is None or stream_id == self._block[0]
-            if is_of_block:
-                is_end = flags & END_HEADERS
-                event = BLOCK_ENDS if is_end else BLOCK_CONTINUES
+            if self._block is None or stream_id == self._block[0]:
+                event = BLOCK_ENDS if flags & END_HEADERS else BLOCK_CONTINUES
         elif kind == HEADERS and not flags & END_HEADERS:
             event = BLOCK_BEGINS
         elif kind == SETTINGS and not flags & ACK:
@@ -579,7 +577,7 @@ class Connection(Session):
             self.ended(stream)
 
     def _unpack(self, block: bytes) -> tuple[Headers, bool]:
-        """The fields; did they change the table? Raises HeadersTooLarge, ConnectionFault."""
+        """Fields, and whether they changed the table. Raises HeadersTooLarge, ConnectionFault."""
         try:
             headers, is_changed = self._unpacker.unpack(block)
         except hpack.HeadersTooLarge:
