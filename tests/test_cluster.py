@@ -19,6 +19,7 @@ from etcdlite.limits import Limits
 from etcdlite.raft import HEARTBEAT_RESP, Message
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
+from etcdlite.replica.background import Background
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
 from etcdlite.watch import Quota
 from etcdlite.wire import api, streams
@@ -731,6 +732,29 @@ def test_a_member_that_starts_with_other_data_finds_it_out(cluster: Cluster) -> 
         if wrong:
             node.crash()
             node.start()
+
+
+def test_a_member_that_applies_a_compaction_before_it_could_hash_its_data_starts(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, world, node = cluster.client, cluster.world, cluster.followers[0]
+    client.put(cluster.leader, b"k")
+    cluster.agree()
+    node.crash()
+    for _ in range(3):
+        client.put(cluster.leader, b"k")
+    client.ask(cluster.leader, "KV.Compact", revision=5)
+    node.start()
+    check, store = node.member.hash_check, node.member.state.store
+    check.begin_initial(node.clock())
+    assert store.revision < 5
+    with monkeypatch.context() as patch:
+        # Background work waits while entries are applied.
+        patch.setattr(Background, "run", lambda *_: None)
+        world.run_until(lambda: store.compacted == 5)
+    world.run_until(lambda: check.is_over)
+    assert not check.difference
+    assert sum(cluster.leader.member.metrics.hash_rev_s.counts) == 1, "it compared nothing"
 
 
 def test_a_member_whose_disk_is_almost_full_stops_writes_of_all(cluster: Cluster) -> None:

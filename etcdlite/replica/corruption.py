@@ -107,10 +107,12 @@ class HashCheck:
         self._read_now(Asked(done), 0, HASH_KV, request)
 
     def _hashed_initially(self, answer: bytes | EtcdError) -> None:
-        if isinstance(answer, EtcdError):
-            self.difference = f"its own data cannot be read: {answer.text}"
-        else:
+        if not isinstance(answer, EtcdError):
             self._own = proto.HashKVResponse.decode(answer)
+        elif answer.name == "Corrupt":
+            self.difference = f"its own data cannot be read: {answer.text}"
+        elif not self.is_over:  # That revision is compacted by what was applied since.
+            self._hash(self._state.store.revision, self._hashed_initially)
 
     def _tick_initial(self, now: float) -> None:
         nodes = self._others.nodes
