@@ -101,8 +101,8 @@ class JwtTokens:
             if not isinstance(revision, int) or not 0 <= revision < MAX_REVISION:
                 raise ValueError
             known = (name, revision, float(claims["exp"]))
-        except (jwt.InvalidTokenError, ValueError, OverflowError, RecursionError):
-            # Before 2.11, PyJWT lets JSON that is nested deeply raise RecursionError.
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
+            # Old PyJWT: TypeError for a time that is a list, RecursionError for deeply nested JSON.
             raise error("InvalidAuthToken") from None
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]

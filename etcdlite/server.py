@@ -168,7 +168,7 @@ class Server:
             disk,
             settings.data_dir,
             settings.wal_dir,
-            min_ttl_s=_min_ttl_s(settings),
+            min_ttl_s=math.ceil(1.5 * settings.election_timeout_ms / 1000),  # As in etcd.
             segment_bytes=settings.segment_bytes,
             wal_segment_bytes=settings.wal_segment_bytes,
             sync_enabled=not settings.unsafe_no_fsync,
@@ -598,11 +598,6 @@ class Server:
         self._lock.close()
         log.info("closed etcdlite server", name=self.settings.name)
         return 0
-
-
-def _min_ttl_s(settings: config.Config) -> int:
-    """The shortest TTL of a lease: one and a half election timeouts, as in etcd."""
-    return math.ceil(1.5 * settings.election_timeout_ms / 1000)
 
 
 def _make_member(settings: config.Config, opened: datadir.Opened, dialing: Dialing) -> Member:
