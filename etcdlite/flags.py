@@ -114,11 +114,6 @@ def _milliseconds(high: int) -> Kind:
     return Kind("MS", parse, int, "_ms")
 
 
-def _notify_interval(text: str) -> float:
-    """A duration. 0 means 10 minutes; less than 100 ms is raised to that."""
-    return max(0.1, parse_seconds(text) or 600.0)
-
-
 def parse_truth(text: str) -> bool:
     try:
         return parse_bool(text)
@@ -221,7 +216,8 @@ BOOL = Kind("BOOL", parse_truth, bool)
 NUMBER = _number(-(1 << 62), 1 << 62)
 SIZE = _size(-(1 << 62), 1 << 62)
 DURATION = Kind("DURATION", parse_seconds, int, "_s")
-NOTIFY_INTERVAL = Kind("DURATION", _notify_interval, int, "_s")
+NOTIFY_INTERVAL = Kind("DURATION", lambda text: max(0.1, parse_seconds(text) or 600.0), int, "_s")
+"""0 means 10 minutes; less than 100 ms is raised to that."""
 LISTEN_URLS = Kind("URL,...", _listen_urls, list)
 OPTIONAL_URLS = Kind("URL,...", lambda text: _listen_urls(text) if text else (), list)
 ADVERTISE_CLIENTS = _advertised_as("listen-client-urls")

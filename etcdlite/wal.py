@@ -15,6 +15,8 @@ Invariants
     After an `OSError` the log refuses every later write, because the state of the file is unknown
     until it is opened again. The exception is a frame that finds no space: it is written again at
     the same place. It may be longer then, but never shorter: the rest of the first one would stay.
+    If it no longer fits there, zeros replace the first one, because only the last segment may be
+    torn.
 
 The log never returns an entry that was not saved, and never drops one that was synced: unless the
 last frame is provably torn, `WAL.open` raises `WALDamaged` and changes nothing.
@@ -293,6 +295,7 @@ class WAL:
         self._segments: list[_Segment] = []
         self._file: File | None = None
         self._position = 0  # where the next frame goes in the last segment
+        self._failed_bytes = 0  # the size of a frame that found no space there
         self._frame_sequence = 1  # of the next frame
         self._chain = 0  # crc of the last frame's body
 
@@ -474,37 +477,39 @@ class WAL:
         size_bytes = _frame_bytes(len(body), self._seal)
         self._begin_change()
         if self._position + size_bytes > self._segments[-1].size_bytes:
+            if self._failed_bytes:
+                self._write(bytes(self._failed_bytes)).sync()
             self._roll(size_bytes)
-        file, position = self._file, self._position
-        assert file is not None
         frame, chain = _frame(
-            body, self._frame_sequence, position, self._salt, self._chain, self._seal
+            body, self._frame_sequence, self._position, self._salt, self._chain, self._seal
         )
         began = time.perf_counter()
-        while not self._try_write(file, frame, position):
-            pass
+        file = self._write(frame)
         self.write_s += time.perf_counter() - began
         self.written_bytes += size_bytes
         if self.sync_enabled:
             file.sync()
-        self._position = position + size_bytes
+        self._position += size_bytes
         self._frame_sequence += 1
         self._chain = chain
         self.failed = False
 
-    def _try_write(self, file: File, frame: bytes, position: int) -> bool:
-        """Write a frame. Without space (Btrfs and ZFS copy on write, so what is reserved does not
-        help) this waits and returns False, or raises in the main thread, which must not wait."""
-        try:
-            file.pwrite(frame, position)
-            return True
-        except OSError as failure:
-            if failure.errno not in NO_SPACE:
-                raise
-            self.failed = False  # What was written does not count, and is overwritten.
-            pause(failure)
-            self.failed = True
-            return False
+    def _write(self, frame: bytes) -> File:
+        """Write a frame in the next place. Without space (Btrfs and ZFS copy on write, so what is
+        reserved does not help) this waits, or raises in the main thread, which must not wait."""
+        assert self._file is not None
+        while True:
+            try:
+                self._file.pwrite(frame, self._position)
+                self._failed_bytes = 0
+                return self._file
+            except OSError as failure:
+                if failure.errno not in NO_SPACE:
+                    raise
+                self._failed_bytes = len(frame)
+                self.failed = False  # What was written does not count, and is overwritten.
+                pause(failure)
+                self.failed = True
 
     def _begin_change(self) -> None:
         """Until a change of the disk is complete, the log counts as failed: after a failure there

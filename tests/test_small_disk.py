@@ -465,6 +465,28 @@ def test_the_log_waits_for_space_in_its_thread(
     assert WAL.open(disk, "wal", segment_bytes)[1].entries == [entry]
 
 
+@pytest.mark.parametrize("keys", [None, keyring(1)])
+def test_a_part_of_a_frame_that_finds_no_space_does_not_end_a_segment(
+    keys: Keyring | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system copies on write. The loop leaves the save to the log thread, which may
+    save more at once than the segment has room for, and must wait here, too."""
+    monkeypatch.setattr(disk_layer, "PAUSE_S", 0.01)
+    disk = FaultyDisk()
+    wal = WAL.create(disk, "wal", b"", 8192, keys=keys)
+    disk.error, disk.fail_at = errno.ENOSPC, 1
+    entries = [Entry(1, 1, 0, b"x" * 3000), Entry(1, 2, 0, b"x" * 9000)]
+    with pytest.raises(OSError, match="No space"):
+        wal.save(None, entries[:1])
+    disk.fail_at = 1
+    thread = threading.Thread(target=wal.save, args=(None, entries))
+    thread.start()
+    thread.join()
+    assert wal.segments == 2
+    for later in (disk.fork(), disk.power_loss()):
+        assert WAL.open(later, "wal", 8192, keys=keys)[1].entries == entries
+
+
 @pytest.mark.parametrize("size_bytes", [10, 500_000])
 def test_a_process_whose_reserved_space_cannot_be_written_goes_on(
     tmp_path: Path, size_bytes: int
