@@ -148,27 +148,29 @@ def _refused(function: str, text: str, why: str) -> ValueError:
 # Durations.
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER_AND_UNIT = r"([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]*)"
+_NUMBER_AND_UNIT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]*)")
+_MAX_DURATION_S = _MAX_INT64 / 1e9
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds from numbers with units, one after the other: "300ms", "1h30m", "-1.5s", "0"."""
+    """Seconds from numbers with units, one after the other: "300ms", "1h30m", "-1.5s", "0". As in
+    Go, at most 292 years."""
     rest = text[1:] if text[:1] in ("-", "+") else text
     if rest == "0":
         return 0.0
-    seconds = 0.0
-    position = 0
+    seconds, position = 0.0, 0
     while position < len(rest) or not rest:
-        match = re.match(_NUMBER_AND_UNIT, rest[position:])
+        match = _NUMBER_AND_UNIT.match(rest, position)
         if match is None:
             raise ValueError(f"time: invalid duration {quote(text)}")
         number, unit = match.groups()
-        if not unit:
-            raise ValueError(f"time: missing unit in duration {quote(text)}")
         if unit not in _UNITS_S:
-            raise ValueError(f"time: unknown unit {quote(unit)} in duration {quote(text)}")
+            why = f"unknown unit {quote(unit)}" if unit else "missing unit"
+            raise ValueError(f"time: {why} in duration {quote(text)}")
         seconds += float(number) * _UNITS_S[unit]
-        position += match.end()
+        position = match.end()
+    if seconds > _MAX_DURATION_S:
+        raise ValueError(f"time: invalid duration {quote(text)}")
     return -seconds if text.startswith("-") else seconds
 
 

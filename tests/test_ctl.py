@@ -595,10 +595,18 @@ def test_a_bad_flag_is_named_with_the_cause(words: list[str], text: str) -> None
         ("1h2m3.5s", 3723.5),
         ("0", 0.0),
         ("-1s", -1.0),
+        ("2562047h47m16s", 9223372036.0),
     ],
 )
 def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["2562048h", "-2562048h", "9" * 400 + "h"])
+def test_what_go_would_not_read_is_no_duration(text: str) -> None:
+    """Go has 64 bits for the nanoseconds. What is longer would be infinite, or no time at all."""
+    with pytest.raises(ValueError, match="time: invalid duration"):
+        parse_duration_s(text)
 
 
 @pytest.mark.parametrize(

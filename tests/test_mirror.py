@@ -343,7 +343,9 @@ def test_what_cannot_go_on_says_why(pair: tuple[ServerProcess, ServerProcess]) -
     for words, why in refused.items():
         ended = run_mirror(pair, *words)
         assert (ended.status, why in ended.stderr) == (128, True), ended
-    for value in ("x", "[]", '{"version": 2}', '{"version": 1, "revision": "x"}'):
+    fields = '"version": 1, "source": "", "prefix": "", "destination": "", "done": 0, "revision": '
+    values = ("x", "[]", '{"version": 2}', '{"version": 1, "revision": "x"}')
+    for value in (*values, f"{{{fields}1e999}}", f"{{{fields}{1 << 64}}}"):
         target.put("at", value)
         ended = run_mirror(pair, "--once", "--checkpoint-key=at")
         assert ended.status == 1 and "not a mirror's position; name another" in ended.stderr

@@ -334,9 +334,9 @@ class Mirror:
                 int(found["done"]),
                 None if after is None else base64.b64decode(after, validate=True),
             )
-            if position.revision < 0 or position.done < 0:
+            if not 0 <= position.revision < 1 << 63 or position.done < 0:
                 raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             text = f"--checkpoint-key {name}: the key has a value that is not a mirror's position"
             raise Failure(f"{text}; name another key") from None
         if whose != self._whose():
