@@ -555,6 +555,17 @@ def test_it_finds_the_endpoints_in_the_configuration(
     assert (ended.status, ended.stdout) == (0, b""), ended
 
 
+def test_without_proc_the_process_that_has_a_port_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise FileNotFoundError(2, os.strerror(2), path)
+
+    monkeypatch.setattr(machine_module, "_read", lambda path: b"")
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert machine_module.holder(machine_module.listeners(2379)) == "another process"
+
+
 def test_with_users_it_needs_a_user_for_the_members_only(running: ServerProcess) -> None:
     endpoint = f"--endpoints={running.endpoint}"
     for line in ("user add root:pw", "auth enable --user root:pw"):

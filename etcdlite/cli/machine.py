@@ -333,7 +333,7 @@ def _is_in_use(host: str, port: int) -> bool:
 
 def holder(inodes: set[str]) -> str:
     """The process that has one of these sockets, in words."""
-    for name in filter(str.isdecimal, os.listdir("/proc")):
+    for name in filter(str.isdecimal, os.listdir("/proc") if inodes else ()):
         with contextlib.suppress(OSError):
             if inodes.intersection(_sockets(int(name))):
                 command = _read(f"/proc/{name}/comm").decode("utf-8", "replace").strip()
