@@ -681,7 +681,7 @@ def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connectio
     for connection in closed:
         log.warn(
             "closed a connection",
-            why="all hold more than memory-limit together, and it holds the most",
+            why="connections hold more than memory-limit, and this is one of the largest",
             remote_addr=connection.peer,
             held_bytes=connection.kept_bytes,
             memory_limit=budget.limit_bytes,

@@ -301,7 +301,7 @@ class PeerConnection(Session):
                 if self.is_closing:
                     return
         except (frames.ProtocolError, DecodeError, MessageRejected) as fault:
-            self._hang_up(f"it sends what is not the protocol: {fault}")
+            self._hang_up(f"it violates the protocol: {fault}")
 
     def _check_handshake(self, magic: bytes, lowest: int, highest: int) -> None:
         if magic == frames.SECRET_MAGIC:
@@ -309,7 +309,7 @@ class PeerConnection(Session):
                 "the other member has a secret, this one has none: set peer-secret-file here, too"
             )
         if magic != frames.MAGIC:
-            raise frames.ProtocolError(f"it is not etcdlite's{self.stranger}")
+            raise frames.ProtocolError(f"it speaks another protocol{self.stranger}")
         self._check_versions(lowest, highest)
 
     def _check_versions(self, lowest: int, highest: int) -> None:

@@ -81,7 +81,7 @@ class Unanswerable(Exception):
         self.failure = (
             error("Corrupt")
             if isinstance(why, DataDamaged)
-            else EtcdError(why.code, f"{why.text}. What was to be written is written")
+            else EtcdError(why.code, f"{why.text}. The write was applied")
         )
 
 

@@ -629,7 +629,7 @@ def test_a_write_whose_answer_proves_too_large_is_applied_whole() -> None:
     rig.member.state.store.limits = SMALL_ANSWERS
     ops = [op(put=PutRequest(key=b"a")), op(range=READ_K), op(put=PutRequest(key=b"b"))]
     answer = rig.ask(proto.TxnRequest(success=ops))
-    assert answer.startswith(AnswerTooLarge(10_000).text) and "is written" in answer
+    assert answer.startswith(AnswerTooLarge(10_000).text) and "was applied" in answer
     for key in (b"a", b"b"):
         assert rig.ask(RangeRequest(key=key)).kvs[0].mod_revision == rig.member.state.store.revision
 

@@ -62,7 +62,7 @@ def _gather(session: Session) -> Facts:
     if here is not None:
         unseen += here.unseen
     if not _shows_backups(facts):
-        unseen.append("backups (no member tells of one; see etcdlite-backup.timer)")
+        unseen.append("backups (no member reports one; see etcdlite-backup.timer)")
     return facts._replace(now_s=time.time(), unseen=tuple(unseen))
 
 

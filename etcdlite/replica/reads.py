@@ -74,14 +74,14 @@ class Group:
 
 ANSWER_LOST = EtcdError(
     UNAVAILABLE,
-    "etcdlite: the answer to this write is lost: a snapshot replaced the state. What was to be "
-    "written is written",
+    "etcdlite: the answer to this write is lost: a snapshot replaced the state. The write was "
+    "applied",
 )
 
 NO_MEMORY = EtcdError(
     RESOURCE_EXHAUSTED,
-    "etcdlite: this member has no memory for the answer: ask for less at once. If the request "
-    "was a write, it was carried out",
+    "etcdlite: this member has no memory for the answer: ask for a smaller one. If the request "
+    "was a write, it was applied",
 )
 
 SERVED_BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))

@@ -920,7 +920,7 @@ class GrpcSession(http2.Connection, ClientSession):
 
     def _fail_incomplete(self, now: float) -> None:
         """Fail requests that have been incomplete since the last check."""
-        failure = EtcdError(DEADLINE_EXCEEDED, "etcdlite: the request did not come whole in time")
+        failure = EtcdError(DEADLINE_EXCEEDED, "etcdlite: the request did not arrive whole in time")
         incomplete = [
             stream
             for stream in self.streams.values()

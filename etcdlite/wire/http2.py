@@ -644,7 +644,7 @@ class Connection(Session):
         """Enlarge the connection's send window. Raises ConnectionFault."""
         self.conduct.count_window_update()
         if not grant:
-            raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+            raise ConnectionFault(PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
         flow = self.flow
         flow.window += grant
         if flow.window > http2_flow.MAX_WINDOW:
@@ -830,7 +830,7 @@ def _unpad(data: bytes, at: int, stop: int) -> tuple[int, int]:
 
 def _read_priority(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
     if not stream_id:
-        raise ConnectionFault(PROTOCOL_ERROR, "PRIORITY of no stream")
+        raise ConnectionFault(PROTOCOL_ERROR, "PRIORITY without a stream")
     if len(payload) != 5:
         raise StreamFault(stream_id, FRAME_SIZE_ERROR)
     if _INT.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
@@ -839,9 +839,9 @@ def _read_priority(connection: Connection, flags: int, stream_id: int, payload: 
 
 def _read_settings(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
     if stream_id:
-        raise ConnectionFault(PROTOCOL_ERROR, "SETTINGS of a stream")
+        raise ConnectionFault(PROTOCOL_ERROR, "SETTINGS on a stream")
     if len(payload) % 6 or (flags & ACK and payload):
-        raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
+        raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS has a wrong size")
     if flags & ACK:
         return
     window = connection.flow.initial
@@ -869,7 +869,7 @@ def _read_settings(connection: Connection, flags: int, stream_id: int, payload: 
 
 def _read_ping(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
     if stream_id:
-        raise ConnectionFault(PROTOCOL_ERROR, "PING of a stream")
+        raise ConnectionFault(PROTOCOL_ERROR, "PING on a stream")
     if len(payload) != 8:
         raise ConnectionFault(FRAME_SIZE_ERROR, "PING does not have 8 bytes")
     if flags & ACK:
@@ -881,7 +881,7 @@ def _read_ping(connection: Connection, flags: int, stream_id: int, payload: byte
 def _read_goaway(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
     if stream_id or len(payload) < 8:
         code = PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR
-        raise ConnectionFault(code, "GOAWAY of a stream, or too short")
+        raise ConnectionFault(code, "GOAWAY on a stream, or too short")
 
 
 def _read_push_promise(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
