@@ -6,6 +6,7 @@
 #   make stubs       write the messages' types, etcdlite/messages.pyi, after a change of the schema
 #   make sim         simulate clusters under faults, a fresh seed each, until stopped
 #   make bench       measure beside etcd 3.5; rewrite the tables of docs/performance.md, and docs/plots/
+#   make bench PYTHON=/usr/bin/python3 VENV=.venv-system  the same, with the interpreter of the package
 #   make bench-quick the same, smaller, to standard output only
 #   make bench-quick BASE=REV  what has changed since revision REV, in instructions and for real clients
 #   make deb         the Debian package, dist/etcdlite.deb

@@ -201,7 +201,8 @@ def machine(folder: str, command: str) -> str:
         "kernel": platform.release(),
         "file system": f"{file_system}; fdatasync of 4 KiB: p50 {sync[500]:.0f} µs, "
         f"p99 {sync[990]:.0f} µs",
-        "Python": platform.python_version(),
+        "Python": platform.python_version()
+        + (", of the distribution" if sys.base_prefix == "/usr" else ", a build of its own"),
         "etcd": etcd_version.removeprefix("etcd Version: "),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())])
