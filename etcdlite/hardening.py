@@ -116,9 +116,9 @@ def warn_of_shared_ca(settings: Config) -> None:
             return  # `Channels` says what is wrong with it.
     if all(paths) and len(contents) == 1 and not is_narrowed:
         log.warn(
-            "members and clients have the same CA: who has a client's certificate, and can use the "
-            "address of a member, can be that member. Make another CA for the members, or list the "
-            "names in their certificates as peer-cert-allowed-cn",
+            "members and clients have the same CA: anyone who has a client's certificate and can "
+            "use a member's address can pose as that member. Make another CA for the members, "
+            "or list the names in their certificates as peer-cert-allowed-cn",
             peer_trusted_ca_file=settings.peer_trusted_ca_file,
         )
 

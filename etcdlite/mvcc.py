@@ -160,7 +160,7 @@ class Store:
         except (ValueError, LookupError, struct.error, EtcdError) as failure:
             # The checksums are right, so this is not the fault of a disk.
             path = f"{directory}/{checkpoint.NAME}"
-            raise DataDamaged(path, 0, f"its content makes no sense ({failure})") from failure
+            raise DataDamaged(path, 0, f"its content is invalid ({failure})") from failure
         if store.index.past:
             store.compaction = store._compact_steps()
         return store

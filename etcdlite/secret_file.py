@@ -93,7 +93,7 @@ class SecretFile:
 
     def secrets(self, now_s: float) -> Secrets:
         """The secrets for a connection that is made now. A changed file is read again; if it cannot
-        be used, that is logged, and the old secrets go on. `now_s` is monotonic."""
+        be used, that is logged, and the old secrets stay in use. `now_s` is monotonic."""
         if now_s - self._checked_at >= CHECK_INTERVAL_S:
             self._checked_at = now_s
             self.reload()
@@ -110,7 +110,7 @@ class SecretFile:
                 check_apart(secrets, self.apart_from._secrets)
         except (PrivateFileError, OSError) as failure:
             what, key = f"{self._setting} cannot be read again", f"secrets {self.path}"
-            log.warn(f"{what}; the old secrets go on", key, 0.1, why=str(failure))
+            log.warn(f"{what}; the old secrets stay in use", key, 0.1, why=str(failure))
             return
         self._secrets, self._version = secrets, version
-        log.info(f"read {self._setting} again; it holds for new connections", ids=ids(secrets))
+        log.info(f"read {self._setting} again; it applies to new connections", ids=ids(secrets))

@@ -638,7 +638,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
     assert [one.id for one in file.secrets(11.0)] == [TWO.id, ONE.id]
     write(path, "nonsense\n")
     assert [one.id for one in file.secrets(12.0)] == [TWO.id, ONE.id]
-    assert "cannot be read again; the old secrets go on" in capfd.readouterr().err
+    assert "cannot be read again; the old secrets stay in use" in capfd.readouterr().err
     path.unlink()
     assert [one.id for one in file.secrets(13.0)] == [TWO.id, ONE.id]
     write(path, line(THREE.key))

@@ -202,7 +202,7 @@ class Logins:
         revision, key, cost, tokens = auth.revision, auth.key, self._cost, self._tokens
 
         def compute() -> tuple[str, bytes]:
-            """A token, and the hash that shall replace a bcrypt hash, if it is one."""
+            """A token, and the hash to replace a bcrypt hash, if it is one."""
             is_right = _compare(password, stored or _decoy(auth, name), name, cost)
             if not (is_right and stored):
                 raise error("AuthFailed")

@@ -230,7 +230,7 @@ class Writes:
             if session is not None:
                 session.fail(request_id, method, failure)
             elif not log.limited("invalid write"):
-                log.error("a request of this member itself is invalid", why=failure.text)
+                log.error("a request made by this member itself is invalid", why=failure.text)
             return
         self.propose(
             session,
