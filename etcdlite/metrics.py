@@ -233,8 +233,8 @@ class Metrics:
         """By method number."""
         self.clients: dict[str, ClientRequests] = {UNKNOWN_VERSION: ClientRequests()}
         """By the API version that the client sends."""
-        self.peers: dict[int, Peer] = {}
-        """By member id."""
+        self.peers = defaultdict[int, Peer](Peer)
+        """By member id. The counts of a removed member are dropped (`Peers.update`)."""
 
     def settle(self) -> None:
         """Put the latest observations into their buckets. Call this several times a second."""

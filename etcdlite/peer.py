@@ -626,7 +626,7 @@ class Link:
         self.since: float | None = None
         """The time since when messages can be sent; None while they cannot."""
         self.round_trip_s = 0.0
-        self.metrics = local.metrics.peers.setdefault(node, PeerMetrics())
+        self.metrics = local.metrics.peers[node]
         self.failures = 0
         self._next_dial_at = 0.0
         self._redial_s = REDIAL_MIN_S
@@ -825,6 +825,7 @@ class Peers:
         self._vouched.clear()
         for node in [node for node in self.links if node not in members]:
             self.links.pop(node).close()
+            self.local.metrics.peers.pop(node, None)
         for node, other in members.items():
             if node == self.local.identity.member_id:
                 continue

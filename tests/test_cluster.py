@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.limits import Limits
 from etcdlite.raft import HEARTBEAT_RESP, Message
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
+from etcdlite.replica import rollback
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.replica.background import Background
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
@@ -492,6 +494,52 @@ def test_a_member_removed_while_it_was_down_learns_it_when_it_comes_back(
     client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
     away.start()
     world.run_until(lambda: away.member.removed_since is not None)
+
+
+def test_members_that_are_replaced_again_and_again_leave_nothing_behind(cluster: Cluster) -> None:
+    client, world = cluster.client, cluster.world
+    world.run(6)
+    removed: set[int] = set()
+    for number in range(4, 9):
+        joined = cluster.add(f"m{number}", is_learner=True)
+        cluster.agree(*cluster.nodes, joined)
+        joined.crash()
+        world.run(2)
+        joined.start()
+        world.run(8)
+        client.ask(cluster.leader, "Cluster.MemberRemove", ID=joined.member_id)
+        world.run_until(lambda node=joined: node.member.removed_since is not None)
+        joined.crash()
+        removed.add(joined.member_id)
+        world.run(rollback.SAVE_INTERVAL_S + 2)
+    kept = {
+        path
+        for node in cluster.nodes
+        for path, numbers in tables(node.member)
+        if len(numbers & removed) > 1
+    }
+    assert kept == {".state.membership.removed"}, "the rest keeps the latest at most"
+
+
+def tables(member: Any) -> Iterator[tuple[str, set[int]]]:
+    """The numbers in every collection that a member and the parts of it hold, and those that are
+    keys of a dict."""
+    seen: set[int] = set()
+    parts: deque[tuple[str, Any]] = deque([("", member)])
+    while parts:
+        path, part = parts.popleft()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, (dict, list, set, tuple, deque)):
+            yield path, {one for one in part if isinstance(one, int)}
+            parts += (
+                (f"{path}[]", one) for one in (part.values() if isinstance(part, dict) else part)
+            )
+        elif type(part).__module__.startswith("etcdlite"):
+            parts += (
+                (f"{path}.{name}", one) for name, one in getattr(part, "__dict__", {}).items()
+            )
 
 
 def test_a_member_that_missed_its_removal_learns_it_though_its_connections_stand(

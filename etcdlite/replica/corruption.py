@@ -139,6 +139,8 @@ class HashCheck:
 
     def returned(self, node: int) -> None:
         """The process of that member is another one than before."""
+        removed = self._state.membership.removed
+        self._returned = {one: at for one, at in self._returned.items() if one not in removed}
         self._returned[node] = self._raft.log.committed
 
     def _check_returned(self, now: float) -> None:

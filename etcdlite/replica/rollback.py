@@ -215,9 +215,9 @@ class RollbackCheck:
 
     def _encode(self) -> bytes:
         removed = self._state.membership.removed
-        known = {node: known for node, known in self._known.items() if node not in removed}
-        parts = [_HEADER.pack(_MAGIC, _VERSION, len(known))]
-        for node, what in known.items():
+        self._known = {node: known for node, known in self._known.items() if node not in removed}
+        parts = [_HEADER.pack(_MAGIC, _VERSION, len(self._known))]
+        for node, what in self._known.items():
             none = (0,) * (MAX_INCARNATIONS - len(what.incarnations))
             parts.append(_MEMBER.pack(node, *what.position, *what.incarnations, *none))
         content = b"".join(parts)

@@ -14,7 +14,6 @@ from etcdlite import errors, frames, log, peer, peer_frames, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
-from etcdlite.metrics import Peer as PeerMetrics
 from etcdlite.request import OwnRequester, pass_on
 from etcdlite.snap import SnapshotError
 from etcdlite.versions import program_version
@@ -147,7 +146,7 @@ class Accepted(peer.PeerConnection, OwnRequester):
             return
         self.node = node
         self.incarnation = introduction.life
-        self.metrics = self.member.metrics.peers.setdefault(self.node, PeerMetrics())
+        self.metrics = self.member.metrics.peers[self.node]
         self.opened()
         if introduction.snapshot is not None:
             self._offered(request_id, introduction.snapshot)
