@@ -971,6 +971,26 @@ def test_a_server_may_stop_while_the_answer_to_a_cancelled_request_is_to_come(
     assert session.is_idle and not session.streams
 
 
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+def test_a_request_that_ends_before_it_is_read_leaves_nothing_behind(
+    client: Client, how: str
+) -> None:
+    """No answer to it will come, because the member was not asked."""
+    session = client.session
+    asked = client.open(KV + "Put", grpc_timeout="1S")
+    put = proto.PutRequest(key=b"k", value=bytes(grpc_module.READ_BYTES))
+    client.h2.send_data(asked, framed(put.encode()) + framed(b""), end_stream=True)
+    session.receive(client.h2.data_to_send())
+    assert session.has_more
+    if how == "cancelled":
+        client.h2.reset_stream(asked)
+    else:
+        session.tick(client.lone.now + 2)
+    client.pump()
+    assert session.is_idle and not session.streams and not session._partial_bytes
+    assert client.get(b"k").count == 0
+
+
 # --- Streams ---------------------------------------------------------------------------------
 
 

@@ -774,7 +774,8 @@ class GrpcSession(http2.Connection, ClientSession):
         return stream
 
     def _let_go(self, stream: GrpcStream) -> bool:
-        """Release what belongs to a stream; True if it was a call."""
+        """Release what belongs to a stream; True if the member is about to answer it."""
+        is_asked = stream.is_ended and not (stream.is_unread or stream.tail)
         self._deadlines.pop(stream.id, None)
         self._need_leader.discard(stream.id)
         if stream.partial is not None:
@@ -782,15 +783,13 @@ class GrpcSession(http2.Connection, ClientSession):
         if stream.message is not None:
             self._partial_bytes -= len(stream.message)
             stream.message = None
-        return self.calls.close(stream.id)
+        return not self.calls.close(stream.id) and is_asked
 
     def canceled(self, stream: Stream) -> bool:
         assert isinstance(stream, GrpcStream)
-        is_answered = bool(stream.tail)
-        if not is_answered:
+        if not stream.tail:
             self._count_failed(stream, CANCELED)
-        is_call = self._let_go(stream)
-        return stream.is_ended and not is_call and not is_answered
+        return self._let_go(stream)
 
     def is_stalled(self, request_id: int) -> bool:
         """The client does not read the output of this stream."""
@@ -910,7 +909,7 @@ class GrpcSession(http2.Connection, ClientSession):
         self._are_due = len(due) > FAILED_PER_SLICE
         for stream_id in due[:FAILED_PER_SLICE]:
             stream = self.streams[stream_id]
-            is_asked = stream.is_ended and stream_id not in self.calls
+            is_asked = self._let_go(stream)
             self.flow.drop(stream)
             self.fail(stream_id, stream.request.number, late)
             if is_asked:
