@@ -103,7 +103,7 @@ class Auth:
         self._rights: dict[str, Rights | None] = {}
         """By user, computed when needed. None for a user that does not exist."""
         self._learning: dict[str, Generator[None, None, None]] = {}
-        """By user: the generator that computes the rights, while it runs."""
+        """By user: the generator that computes the rights, between two steps."""
         self._lease_writers: dict[int, list[str]] = {}
         """Users without the role root that may write all keys of a lease, by lease."""
         self._large_leases: set[int] = set()
@@ -169,10 +169,9 @@ class Auth:
         """Compute the rights of the author, so that no check raises RightsUnknown until users or
         roles change. In steps; all that wait for the same user share one computation."""
         while not (author is None or author.is_member or author.name in self._rights):
-            name = author.name
-            if name not in self._learning:
-                self._learning[name] = self._learn_steps(name)
-            for _ in self._learning[name]:
+            steps = self._learning.pop(author.name, None) or self._learn_steps(author.name)
+            for _ in steps:
+                self._learning[author.name] = steps  # Not if it failed: it has no more steps.
                 yield
                 break
 
@@ -185,7 +184,6 @@ class Auth:
         if len(self._rights) >= MAX_AUTH_BYTES // RECORD_BYTES:
             self._rights.clear()  # Names that do not exist come from certificates.
         self._rights[name] = rights
-        del self._learning[name]
 
     def check(self, author: Author | None, method: int, request: Any) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on

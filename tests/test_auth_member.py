@@ -17,7 +17,7 @@ from etcdlite.auth import Auth
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.ranges import SAMPLE_KEYS
-from etcdlite.replica import access, logins, writes
+from etcdlite.replica import access, logins, reads, writes
 from etcdlite.replica.entry import decode_requests
 from etcdlite.request import Asked
 from etcdlite.storage import layout
@@ -435,6 +435,22 @@ def overloaded(lone: LoneMember, monkeypatch: pytest.MonkeyPatch) -> tuple[User,
 
     monkeypatch.setattr(Auth, "_learn_steps", learn)
     return root, User(lone).log_in("max"), learned
+
+
+def test_permissions_for_which_there_was_no_memory_are_put_together_again(
+    overloaded: tuple[User, User, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, user, _ = overloaded
+    root.ask("Auth.RoleAdd", name="one more")  # What is known ends with any change.
+
+    def too_large(*_: Any) -> Iterator[None]:
+        yield
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auth_module, "rights_steps", too_large)
+        assert user.ask("KV.Range", key=b"a00", range_end=b"a60") == reads.NO_MEMORY.text
+    assert not isinstance(user.ask("KV.Range", key=b"a00", range_end=b"a60"), str)
 
 
 ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
