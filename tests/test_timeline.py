@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,24 @@ def test_compaction_drops_what_is_not_needed(tmp_path: Path) -> None:
     assert [run.revision for run in runs] == revisions[600:]
     list(kept.timeline.compact_steps(revisions[-1]))
     assert len(kept.times()) == 1 and len(kept.answer().users) == 1
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_an_answer_and_a_compaction_take_turns(tmp_path: Path, before: int, pieces: int) -> None:
+    """A reading goes on, or begins, while an entry is applied in part."""
+    kept = Kept(tmp_path)
+    users = [Author(f"user {n % 3}", 1) for n in range(700)]
+    revisions = [kept.change(1000 + n, user) for n, user in enumerate(users)]
+    compaction = kept.timeline.compact_steps(revisions[-1])
+    for _ in range(before):
+        next(compaction)
+    whole = b"".join(kept.timeline.answer_steps(b""))
+    answer = kept.timeline.answer_steps(b"")
+    begun = list(islice(answer, pieces))
+    list(compaction)
+    assert b"".join([*begun, *answer]) == whole
+    assert len(kept.times()) == len(kept.answer().users) == 1
 
 
 def test_users_are_runs(tmp_path: Path) -> None:

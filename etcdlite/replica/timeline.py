@@ -137,34 +137,31 @@ class Timeline:
         """Drop what is about revisions before `compacted`."""
         # The last record before `compacted` stays: it holds for the revisions from there on.
         for bucket, revisions in ((TIMES, self._revisions), (USERS, self._runs)):
-            gone = bisect_right(revisions, compacted) - 1
-            for at in range(gone):
-                self._store.set_bucket(bucket, _key(revisions[at]), None)
-                if at % STEP_RECORDS == STEP_RECORDS - 1:
-                    yield
-            if gone > 0:
+            while (gone := min(bisect_right(revisions, compacted) - 1, STEP_RECORDS)) > 0:
+                for revision in revisions[:gone]:
+                    self._store.set_bucket(bucket, _key(revision), None)
                 del revisions[:gone]
                 if bucket == TIMES:
                     del self._times[:gone]
+                if gone == STEP_RECORDS:
+                    yield
 
     # Reading.
 
     def answer_steps(self, header: bytes) -> Iterator[bytes]:
-        """A `TimelineResponse`, piece by piece."""
-        yield header
-        for at in range(0, len(self._revisions), STEP_RECORDS):
-            pairs = zip(self._revisions[at:], self._times[at : at + STEP_RECORDS], strict=False)
-            items = [proto.RevisionTime(revision=rev, unix_s=unix_s) for rev, unix_s in pairs]
-            yield proto.TimelineResponse(times=items).encode()
+        """A `TimelineResponse`, piece by piece, with what is known when the first one is taken."""
+        times = list(zip(self._revisions, self._times, strict=True))
         users = self._store.buckets.get(USERS, {})
-        for at in range(0, len(self._runs), STEP_RECORDS):
+        named = [(rev, users[_key(rev)]) for rev in self._runs]
+        yield header
+        for at in range(0, len(times), STEP_RECORDS):
+            some = times[at : at + STEP_RECORDS]
+            items = [proto.RevisionTime(revision=rev, unix_s=unix_s) for rev, unix_s in some]
+            yield proto.TimelineResponse(times=items).encode()
+        for at in range(0, len(named), STEP_RECORDS):
             runs = [
-                proto.RevisionUser(
-                    revision=rev,
-                    user=users[_key(rev)][1:].decode(),
-                    is_member=users[_key(rev)] == b"m",
-                )
-                for rev in self._runs[at : at + STEP_RECORDS]
+                proto.RevisionUser(revision=rev, user=user[1:].decode(), is_member=user == b"m")
+                for rev, user in named[at : at + STEP_RECORDS]
             ]
             yield proto.TimelineResponse(users=runs).encode()
 
