@@ -128,12 +128,13 @@ def is_surely_large(store: Store, request: proto.RangeRequest, size_bytes: int) 
 def streamed(
     store: Store, request: proto.RangeRequest, revision: int, head: bytes, piece_bytes: int
 ) -> Generator[bytes | int, None, None]:
-    """The answer to a request that `can_stream`, as of `revision`, in bounded memory: while it is
-    measured, empty pieces; then its length; then pieces of about `piece_bytes`, which begin with
-    `head`. Raises DataDamaged."""
+    """The answer to a request that `can_stream`, as of `revision`, in bounded memory: one empty
+    piece at once, with which `revision` is pinned; while it is measured, empty pieces; then its
+    length; then pieces of about `piece_bytes`, which begin with `head`. Raises DataDamaged."""
     limit = request.limit if request.limit > 0 else _NO_LIMIT
     store.pinned.append(revision)
     try:
+        yield b""
         count = found = 0
         size = len(head)
         for seen, records, _ in _pages(store, request, revision, store.limits.step_bytes):

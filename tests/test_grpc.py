@@ -1400,6 +1400,26 @@ def test_a_large_range_waits_for_its_client_and_is_of_one_revision(lone: LoneMem
     assert response.count == len(response.kvs) == 100 and response.header.revision == 101
 
 
+def test_a_large_range_that_sends_nothing_yet_is_of_the_revision_at_which_it_began(
+    lone: LoneMember,
+) -> None:
+    client, other = Client(lone), Client(lone)
+    for n in range(100):
+        other.put(b"k%04d" % n, bytes(1000))
+    lone.member.state.store.limits = DEFAULT_LIMITS._replace(whole_answer_bytes=10_000)
+    stream_id = client.open(KV + "Range")
+    body = proto.RangeRequest(key=b"k", range_end=b"l").encode()
+    client.h2.send_data(stream_id, framed(body), end_stream=True)
+    client.session.receive(client.h2.data_to_send())
+    lone.settle()
+    assert stream_id in client.session.calls.ready  # It waits: its client may not read now.
+    other.ask(KV + "DeleteRange", proto.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    other.ask(KV + "Compact", proto.CompactionRequest(revision=102))
+    client.pump()
+    response = proto.RangeResponse.decode(client.answers[stream_id].message)
+    assert (response.header.revision, response.count, len(response.kvs)) == (101, 100, 100)
+
+
 def test_a_large_range_ends_with_its_client(lone: LoneMember) -> None:
     client, stream_id = large_range(lone)
     streamed = lone.member.reads.streamed

@@ -566,6 +566,7 @@ class LargeRangeCall(Call):
         head = self.member.identity.header(store.revision)
         self._send_piece = send
         self._pieces = streamed(store, request, revision, head, RANGE_CHUNK_BYTES)
+        next(self._pieces)  # Pins the revision: the client may not read for a while.
         self.member.metrics.ranges += 1
         self.resume()
 
