@@ -308,6 +308,7 @@ class Member:
         self._retry()
         self.reads.tick(now)
         self.catch_up.ask(now)
+        self.incoming.tick()
 
     def _expire_steps(self, now: float) -> Iterator[None]:
         parts = (self.writes, self.questions, self.reads)

@@ -220,9 +220,7 @@ class Incoming:
         if self.is_storing and offer.nonce != self.offer.nonce:
             raise SnapshotError("an earlier snapshot is being stored")
         if self.offer is None or offer.nonce != self.offer.nonce:
-            if self.connection is not None:
-                self.connection.snapshot_refused("there is a newer snapshot")
-            self._discard()
+            self._refuse("there is a newer snapshot")
             self.offer = offer
             self._digest = _sha256()
             log.info(
@@ -235,6 +233,12 @@ class Incoming:
             log.info("continuing a snapshot", offset=self.offset, bytes=offer.size_bytes)
         self.connection = connection
         return self.offset
+
+    def tick(self) -> None:
+        """Drop a part of a snapshot if the log has brought this member as far."""
+        if self.offer is not None and not self.is_storing:
+            if self.offer.index <= self._raft.log.committed:
+                self._refuse("the log has it")
 
     def receive(self, connection: Sender, data: bytes) -> None:
         """Take the next bytes of the file."""
@@ -316,7 +320,6 @@ class Incoming:
             file.sync()
             file.close()
         self._metrics.snapshot_sync_s.observe(time.monotonic() - began_s)
-        self._damage = None
         try:
             check_records(disk, self._directory)
         except DataDamaged as damage:
@@ -363,11 +366,9 @@ class Incoming:
                 self._disk.remove_tree(self._directory)
 
     def _forget(self) -> None:
-        self.connection = None
-        self.offer = None
+        self.connection = self.offer = self._digest = self._damage = None
         self.offset = self._content_bytes = 0
         self._head = self._expected = b""
-        self._digest = None
 
 
 def _sha256() -> Any:

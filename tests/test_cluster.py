@@ -14,7 +14,7 @@ import pytest
 from rigs.wire import take_output
 from sim.world import Node, World
 
-from etcdlite import frames, log, methods, proto, snap
+from etcdlite import datadir, frames, log, methods, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import Limits
 from etcdlite.raft import HEARTBEAT_RESP, Message
@@ -972,6 +972,36 @@ def test_a_snapshot_goes_on_over_another_connection() -> None:
     world.run(0.7)
     assert incoming.offer.nonce == nonce and incoming.offset >= got
     caught_up(cluster, away)
+
+
+def test_a_part_of_a_snapshot_is_removed_once_the_log_has_brought_the_member_as_far() -> None:
+    cluster = Cluster(**SMALL)
+    client, world, leader = cluster.client, cluster.world, cluster.leader
+    away, other = cluster.followers
+    raft = other.member.raft
+    raft.config = raft.config._replace(log_tail_bytes=1 << 30)
+    for number in range(1000):
+        client.send(leader, "KV.Put", key=b"k%04d" % number, value=b"v" * 1000)
+    world.run(2)
+    away.crash()
+    for number in range(200):
+        client.put(leader, b"k%d" % (number % 20), b"v" * 100)
+    world.slow = {(leader.name, away.name): 0.03}
+    away.start()
+    incoming = away.member.incoming
+    world.run_until(lambda: incoming.offset > 100_000)
+    world.partition([leader.name], [away.name, other.name])
+    leader.break_connections(lambda name: True)
+    leader.crash()
+    assert incoming.offer is not None, "it arrived in part"
+    assert world.elect() is other
+    cluster.agree(away, other)
+    world.run(1)
+    assert incoming.offer is None
+    assert not away.disk.exists(datadir.incoming_directory(away.member.state.store.directory))
+    world.heal()
+    leader.start()
+    cluster.agree()
 
 
 def test_a_snapshot_that_cannot_be_read_does_not_end_the_leader() -> None:
