@@ -26,6 +26,8 @@ FRESH_S = 60.0
 AGAIN_S = 1.0
 MAX_WAITING = 1000
 """Connections that wait for a name to be resolved; more are refused."""
+MAX_HOSTS = 1000
+"""Hosts whose addresses are remembered; beyond this, the one resolved longest ago is dropped."""
 
 UNKNOWN = (socket.EAI_NONAME, socket.EAI_NODATA)
 """The errors of a name that does not exist, or has no addresses."""
@@ -100,9 +102,10 @@ class Addresses:
 
     def resolved(self, result: Resolved) -> None:
         """Take what a thread found, and make the checks that wait for it."""
-        found = result.addresses
-        if found is None:
-            found = self._found.get(result.host, (0.0, frozenset[str]()))[1]
+        _, before = self._found.pop(result.host, (0.0, frozenset[str]()))
+        if len(self._found) >= MAX_HOSTS:
+            del self._found[next(iter(self._found))]  # That of a former member, most likely.
+        found = before if result.addresses is None else result.addresses
         self._found[result.host] = (time.monotonic(), found)
         for check in self._waiting.pop(result.host, ()):
             check()

@@ -248,6 +248,25 @@ def test_what_a_name_resolved_to_stays_while_no_name_server_answers(monkeypatch:
     assert not names.check("10.0.0.1", "one")
 
 
+def test_the_hosts_of_former_members_are_forgotten(monkeypatch: Any) -> None:
+    monkeypatch.setattr(addresses, "MAX_HOSTS", 3, raising=False)
+    names = Names(monkeypatch)
+
+    def asked_for(*numbers: int) -> list[str]:
+        """The names that are resolved when members with these numbers connect."""
+        names.asked.clear()
+        for number in numbers:
+            names.names[f"m{number}"] = [f"10.0.0.{number}"]
+            assert names.check(f"10.0.0.{number}", f"m{number}")
+        return names.asked.copy()
+
+    assert len(asked_for(1, 2, 3, 4, 5, 6)) == 6
+    assert asked_for(6, 5, 4) == [], "the latest ones are remembered"
+    assert asked_for(1) == ["m1"], "this one was dropped for others"
+    names.now += 100
+    assert asked_for(5, 7, 8, 5) == ["m5", "m7", "m8"], "what is in use stays"
+
+
 def test_names_that_are_slow_to_resolve_are_resolved_once_for_a_check(monkeypatch: Any) -> None:
     names = Names(monkeypatch)
     look_up = names.look_up
