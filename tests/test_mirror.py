@@ -34,7 +34,9 @@ from etcdlite.client import (
     Delete,
     EtcdliteError,
     PermissionDenied,
+    ProtocolViolation,
     Put,
+    Timeout,
     UnknownOutcome,
 )
 from etcdlite.client.gateway import Gateway
@@ -593,6 +595,63 @@ def test_what_ends_the_stream_of_a_mirror_ends_its_feed_whatever_it_is() -> None
     with pytest.raises(OSError, match="no descriptor is left"):
         feed.take(PATIENCE_S)
     feed.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", Timeout),
+        (b"HTTP/1.1 200 OK\r\n", Timeout),
+        (b"HTTP/1.1 500 E\r\nContent-Length: 50\r\n\r\n{", Timeout),
+        (b"HTTP/1.1 500 E\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", ConnectionFailed),
+        (b"HTTP/1.1 500 E\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", ConnectionFailed),
+        (b"HTTP/1.1 500 E\r\nContent-Length: 2\r\n\r\n[]", ProtocolViolation),
+    ],
+)
+def test_a_gateway_that_stalls_or_breaks_off_ends_a_call_and_a_stream(
+    answer: bytes, error: type[EtcdliteError]
+) -> None:
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(listener.accept()[0])
+                    held[-1].recv(65536)
+                    held[-1].sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        gateway = Gateway([f"127.0.0.1:{listener.getsockname()[1]}"], timeout_s=0.2)
+        asks = (
+            lambda: gateway.call("KV.Range", proto.RangeRequest(key=b"k")),
+            lambda: gateway.stream("Watch.Watch", proto.WatchRequest()),
+        )
+        for ask in asks:
+            with pytest.raises(error) as caught:
+                ask()
+            assert caught.value.text.startswith(f"{gateway.endpoint}: ")
+        gateway.close()
+        for sock in held:
+            sock.close()
+
+
+def test_an_answer_that_is_cut_off_is_not_called_too_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock:
+                        sock.recv(65536)
+                        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}")
+
+        threading.Thread(target=serve, daemon=True).start()
+        gateway = Gateway([f"127.0.0.1:{listener.getsockname()[1]}"])
+        with pytest.raises(ConnectionFailed, match="cut off"):
+            gateway.version()
+        gateway.close()
 
 
 def test_a_gateway_names_the_endpoint_that_failed() -> None:

@@ -16,11 +16,14 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from etcdlite import json_mapping, proto
 from etcdlite.client import errors
+from etcdlite.client.calls import error_at
 from etcdlite.client.connection import cause_of, parse_endpoint
+from etcdlite.client.errors import ProtocolViolation
 from etcdlite.client.link import keep_tcp_alive
 from etcdlite.errors import UNKNOWN
 from etcdlite.methods import METHOD_BY_NAME, Retry
@@ -30,6 +33,9 @@ MAX_BODY_BYTES = 1 << 30
 
 MAX_VERSION_BYTES = 64 << 10
 """The largest answer to the question for the version."""
+
+FAILURES = (OSError, ValueError, http.client.HTTPException)
+"""What `http.client` raises for a connection that breaks, and for what is not HTTP."""
 
 
 class Gateway:
@@ -85,14 +91,7 @@ class Gateway:
     def version(self) -> dict[str, Any]:
         """The answer of the first endpoint that answers to /version. Raises EtcdliteError."""
         status, body = self._exchange("GET", "/version", b"", True, MAX_VERSION_BYTES)
-        found = _parse_object(body)
-        if status != 200 or found is None:
-            raise errors.ProtocolViolation(
-                text=f"the endpoint answers /version with status {status} and no JSON object: it is"
-                " neither etcd nor etcdlite",
-                endpoint=self.endpoint,
-            )
-        return found
+        return self._parsed(body if status == 200 else b"", status)
 
     def call(self, method: str, request: Any) -> Any:
         """Send one message to a method ("KV.Put"). Returns its response. Raises EtcdliteError."""
@@ -120,21 +119,18 @@ class Gateway:
         body = json_mapping.text(request).encode()
         connection = self._connect_any()
         try:
-            connection.request("POST", row.http_paths[0], body, self._headers())
             sock = connection.sock
-            sock.settimeout(None)
+            connection.request("POST", row.http_paths[0], body, self._headers())
             response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as failure:
+            if response.status != 200:
+                raise self._error(self._parsed(response.read(MAX_BODY_BYTES), response.status))
+        except (errors.EtcdliteError, *FAILURES) as failure:
             connection.close()
-            raise self._broken(failure) from None
-        if response.status != 200:
-            try:
-                refusal = self._error(self._parsed(response.read(MAX_BODY_BYTES), response.status))
-            finally:
-                connection.close()
-            if isinstance(refusal, errors.InvalidAuthToken):
+            if isinstance(failure, errors.InvalidAuthToken):
                 self._token = ""
-            raise refusal
+            is_answer = isinstance(failure, errors.EtcdliteError)
+            raise (failure if is_answer else self._broken(failure)) from None
+        sock.settimeout(None)
         return GatewayStream(self, sock, response, row.response)
 
     # One exchange.
@@ -178,8 +174,8 @@ class Gateway:
             try:
                 return self._connected()
             except OSError as failure:
-                text = f"{self.endpoint}: {cause_of(failure, self._dial_timeout_s)}"
-                unreachable = errors.ConnectionFailed(text=text, endpoint=self.endpoint)
+                why = cause_of(failure, self._dial_timeout_s)
+                unreachable = error_at(errors.ConnectionFailed, self.endpoint, why)
             self._next_endpoint()
         raise unreachable
 
@@ -200,80 +196,62 @@ class Gateway:
                 self._connection.request(verb, path, body, self._headers())
                 response = self._connection.getresponse()
                 answer = response.read(limit)
+                if response.length and len(answer) < limit:
+                    raise http.client.IncompleteRead(answer)
                 if not response.isclosed():
                     self.close()
                     text = f"a response of more than {limit} bytes"
-                    raise errors.ProtocolViolation(text=text, endpoint=self.endpoint)
+                    raise error_at(ProtocolViolation, self.endpoint, text)
                 if response.will_close:
                     self.close()
                 return response.status, answer
-            except (OSError, http.client.HTTPException) as failure:
-                endpoint, broken = self.endpoint, self._broken(failure)
+            except FAILURES as failure:
+                broken = self._broken(failure)
                 self._next_endpoint()
-                if isinstance(failure, TimeoutError):
-                    text = f"no answer within {self._timeout_s:g} s"
-                    raise errors.Timeout(text=text, endpoint=endpoint) from None
-                if not is_read:
-                    text = f"{endpoint}: the connection broke, the request may have been served"
-                    raise errors.UnknownOutcome(text=text, endpoint=endpoint) from None
-                if not left:
+                if not is_read and not isinstance(broken, errors.Timeout):
+                    text = "the connection broke, the request may have been served"
+                    raise error_at(errors.UnknownOutcome, broken.endpoint, text) from None
+                if not left or isinstance(broken, errors.Timeout):
                     raise broken from None
                 left -= 1
 
     # Answers, which may be anything.
 
     def _parsed(self, body: bytes, status: int) -> dict[str, Any]:
-        value = _parse_object(body)
-        if value is None:
-            text = f"the answer has HTTP status {status} and no JSON object. Is the JSON gateway on"
-            raise errors.ProtocolViolation(
-                text=f"{text} (--enable-grpc-gateway)?", endpoint=self.endpoint
-            )
-        return value
+        with suppress(ValueError, RecursionError):
+            if isinstance(value := json.loads(body), dict):
+                return value
+        text = f"the answer has HTTP status {status} and no JSON object. Is the JSON gateway on"
+        raise error_at(ProtocolViolation, self.endpoint, f"{text} (--enable-grpc-gateway)?")
 
     def _message(self, cls: type[proto.Message], value: Any) -> Any:
         try:
             return json_mapping.from_json(cls, value)
         except proto.DecodeError as failure:
             text = f"the answer is not a {cls.NAME}: {failure}"
-            raise errors.ProtocolViolation(text=text, endpoint=self.endpoint) from None
+            raise error_at(ProtocolViolation, self.endpoint, text) from None
 
     def _error(self, value: dict[str, Any]) -> errors.EtcdliteError:
-        text, code = value.get("message") or value.get("error"), value.get("code")
-        if not isinstance(code, int):
-            code = value.get("grpc_code")
-        if not isinstance(code, int):
-            code = UNKNOWN
+        text = value.get("message") or value.get("error")
+        codes = (value.get("code"), value.get("grpc_code"))
+        code = next((code for code in codes if isinstance(code, int)), UNKNOWN)
         return errors.error_for(code, str(text)[:4096], self.endpoint)
 
-    def _broken(self, failure: Exception) -> errors.ConnectionFailed:
+    def _broken(self, failure: Exception) -> errors.EtcdliteError:
+        if isinstance(failure, TimeoutError):
+            return error_at(errors.Timeout, self.endpoint, f"no answer in {self._timeout_s:g} s")
         why = cause_of(failure, 0) if isinstance(failure, OSError) else "the answer is cut off"
-        return errors.ConnectionFailed(text=f"{self.endpoint}: {why}", endpoint=self.endpoint)
+        return error_at(errors.ConnectionFailed, self.endpoint, why)
 
 
-def _parse_object(body: bytes) -> dict[str, Any] | None:
-    """The JSON object in the body; None if it has anything else."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
+@dataclass
 class GatewayStream:
     """The messages of a stream: iterate; a context manager that ends it."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        sock: socket.socket,
-        response: http.client.HTTPResponse,
-        cls: type[proto.Message],
-    ) -> None:
-        self._gateway = gateway
-        self._socket = sock
-        self._response = response
-        self._class = cls
+    _gateway: Gateway
+    _socket: socket.socket
+    _response: http.client.HTTPResponse
+    _class: type[proto.Message]
 
     def __enter__(self) -> GatewayStream:
         return self
@@ -294,7 +272,7 @@ class GatewayStream:
         while True:
             try:
                 line = self._response.readline(MAX_BODY_BYTES)
-            except (OSError, ValueError, http.client.HTTPException) as failure:
+            except FAILURES as failure:
                 raise gateway._broken(failure) from None
             if not line:
                 return
