@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs.ctl_runner import run_ctl
+from rigs.fake_server import FakeConnection, FakeServer
 from rigs.processes import ROOT
 
-from etcdlite import ctl, proto
+from etcdlite import ctl, frames, proto
 from etcdlite.backup import Status
 from etcdlite.cli import check as ctl_check
 from etcdlite.cli import commands as ctl_commands
@@ -35,6 +36,7 @@ from etcdlite.cli.output import EndpointResponse, Health, Printer
 from etcdlite.cli.requests import parse_compare, parse_request
 from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound, Timeout
 from etcdlite.client.errors import Unhealthy
+from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.notation import (
     format_duration,
     format_size,
@@ -457,6 +459,46 @@ def test_hex_in_json_changes_only_the_member_list_as_in_etcdctl() -> None:
     )
     shown = Printer("json", hex_strings=True).show("get", proto.RangeResponse(kvs=[KV]))
     assert shown.decode() == '{"kvs":[' + JSON_KV + "]}\n"
+
+
+@pytest.mark.parametrize("format", ["simple", "table", "fields", "json"])
+def test_the_names_that_a_server_sends_do_not_control_the_terminal(format: str) -> None:
+    hostile = "a\x1b[2J\n\u202eb"
+    member = proto.Member(ID=1, name=hostile, peerURLs=[hostile], clientURLs=[hostile])
+    shown = Printer(format).show("member_list", proto.MemberListResponse(members=[member]))
+    lines = shown.decode().removesuffix("\n").split("\n")
+    assert all(line.isprintable() or format == "json" for line in lines), lines
+    assert "\x1b" not in shown.decode()
+    if format == "table":
+        assert len(set(map(len, lines))) == 1, "the columns are not aligned"
+
+
+def test_values_that_this_version_does_not_know_are_shown_as_numbers() -> None:
+    event = proto.Event(type=77, kv=proto.KeyValue(key=b"k"))
+    events = proto.WatchResponse(events=[event])
+    assert Printer("simple").show("watch", events).startswith(b"77\n")
+    assert b'"Type" : 77\n' in Printer("fields").show("watch", events)
+    role = proto.AuthRoleGetResponse(perm=[proto.Permission(permType=77, key=b"k")])
+    assert b'"PermType" :  77\n' in Printer("fields").show("role_get", role, "r")
+
+
+def test_metrics_that_are_not_http_are_one_line() -> None:
+    with FakeServer() as server:
+        ended = run_ctl("--endpoints", server.endpoint, "check", "datascale")
+        assert ended.status == 1, ended
+        assert ended.stderr.endswith("/metrics: the answer is not HTTP\n")
+        assert ended.stderr.count("\n") == 1
+        server.intercept = answer_status
+        seen = run_ctl("--endpoints", server.endpoint, "top", "--count", "1")
+    assert seen.status == 0, seen
+
+
+def answer_status(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes | None:
+    if name != "Maintenance.Status":
+        return None
+    status = proto.StatusResponse(header=HEADER)
+    number = METHOD_BY_NAME[name].number
+    return frames.frame(request_id, number, frames.END, status.encode())
 
 
 def test_protobuf_output_is_the_encoded_response() -> None:

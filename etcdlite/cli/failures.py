@@ -36,9 +36,12 @@ class BadArguments(Failure):
 
 def one_line(text: str) -> str:
     """`text` with escapes for what does not print: texts of servers and users must not control the
-    terminal."""
+    terminal. Surrogates stay: they are bytes of the command line."""
+    if text.isprintable():
+        return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or "\ud800" <= char <= "\udfff" else ascii(char)[1:-1]
+        for char in text
     )
 
 

@@ -21,6 +21,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from etcdlite import json_mapping, proto
+from etcdlite.cli.failures import one_line
 from etcdlite.client.operations import prefix_end
 from etcdlite.notation import format_duration, format_size, quote
 
@@ -87,11 +88,13 @@ class Printer(NamedTuple):
 
 
 def join_lines(lines: Iterable[str | bytes]) -> bytes:
-    """The lines, each ended by a newline. Surrogate escapes become the bytes they stand for."""
-    return b"".join(
-        (line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line) + b"\n"
+    """The lines, each ended by a newline. In text, surrogate escapes become the bytes they stand
+    for, and what does not print is escaped; bytes stay as they are."""
+    encoded = (
+        one_line(line).encode("utf-8", "surrogateescape") if isinstance(line, str) else line
         for line in lines
     )
+    return b"".join(line + b"\n" for line in encoded)
 
 
 def go_json(value: Any) -> str:
@@ -119,7 +122,7 @@ def go_json(value: Any) -> str:
 def table(content: tuple[Sequence[str], Iterable[Sequence[str]]]) -> bytes:
     """A framed table of (header, rows): names centred, cells right-aligned, long cells broken."""
     header, rows = content
-    broken = [[_break(cell) for cell in row] for row in rows]
+    broken = [[_break(one_line(cell)) for cell in row] for row in rows]
     widths = [len(name) for name in header]
     for row in broken:
         for column, lines in enumerate(row):
@@ -265,14 +268,15 @@ def _fields_txn(printer: Printer, response: Any) -> Lines:
 def _simple_watch(printer: Printer, response: Any) -> Lines:
     lines: Lines = []
     for event in response.events:
-        lines += [_EVENT_NAMES[event.type], *_kvs_lines(printer, (event.prev_kv, event.kv))]
+        kind = str(_EVENT_NAMES.get(event.type, event.type))
+        lines += [kind, *_kvs_lines(printer, (event.prev_kv, event.kv))]
     return lines
 
 
 def _fields_watch(_: Printer, response: Any) -> Lines:
     lines = _header_fields(response)
     for event in response.events:
-        lines += _fields(Type=_EVENT_NAMES[event.type])
+        lines += _fields(Type=_EVENT_NAMES.get(event.type, event.type))
         lines += _kv_fields(event.prev_kv, "Prev") + _kv_fields(event.kv)
     return lines
 
@@ -407,7 +411,8 @@ def _fields_role(_: Printer, response: Any, name: str) -> Lines:
     lines = _header_fields(response)
     for permission in response.perm:
         # Two spaces, as etcdctl has them.
-        lines.append(f'"PermType" :  {_PERMISSION_NAMES[permission.permType]}')
+        kind = permission.permType
+        lines.append(f'"PermType" :  {_PERMISSION_NAMES.get(kind, kind)}')
         lines += [f'"Key" : {quote(permission.key)}', f'"RangeEnd" : {quote(permission.range_end)}']
     return lines
 

@@ -3,6 +3,7 @@ bounded, and lines that do not parse are skipped."""
 
 from __future__ import annotations
 
+import http.client
 import math
 import re
 import time
@@ -121,11 +122,14 @@ def fetch(session: Session, endpoint: str) -> Series:
     )
     began_s, began = time.time(), time.monotonic()
     text = b""
-    with opener.open(url, timeout=TIMEOUT_S) as answer:
-        while len(text) < MAX_BYTES and (data := answer.read1(1 << 16)):
-            text += data
-            if time.monotonic() - began > TIMEOUT_S:
-                raise TimeoutError("timed out")
+    try:
+        with opener.open(url, timeout=TIMEOUT_S) as answer:
+            while len(text) < MAX_BYTES and (data := answer.read1(1 << 16)):
+                text += data
+                if time.monotonic() - began > TIMEOUT_S:
+                    raise TimeoutError("timed out")
+    except http.client.HTTPException:
+        raise ValueError("the answer is not HTTP") from None
     took_s = time.monotonic() - began
     return Series(text, began_s + took_s / 2, took_s, began + took_s / 2)
 
