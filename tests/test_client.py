@@ -29,6 +29,8 @@ from etcdlite.client import (
     ConnectionFailed,
     EmptyKey,
     LearnerNotReady,
+    LeaseLost,
+    LeaseNotFound,
     Member,
     MemberNotFound,
     NoLeader,
@@ -724,6 +726,70 @@ def test_a_lease_that_is_not_renewed_is_lost(
         assert lease.wait_lost()
         assert lease.lost
         leases.answering = True
+
+
+@pytest.mark.parametrize(("grant", "kept"), [((0, 5), 0), ((7, 0), 0), ((7, -5), 0), ((7, 1), 99)])
+def test_a_lease_that_the_server_did_not_really_give_is_not_held(
+    connect: Connect, server: FakeServer, grant: tuple[int, int], kept: int
+) -> None:
+    """Without an ID or without time, or when another one is renewed instead."""
+
+    def intercept(_: FakeConnection, request_id: int, name: str, message: Any) -> Any:
+        method = methods.METHOD_BY_NAME[name]
+        response = method.response()
+        if name == "Lease.LeaseGrant":
+            response.ID, response.TTL = grant
+        elif name == "Lease.LeaseKeepAlive":
+            response.ID, response.TTL = kept, grant[1]
+        flags = 0 if method.server_stream else frames.END
+        frame = frames.frame(request_id, method.number, flags, response.encode())
+        end = frames.frame(request_id, method.number, frames.END, b"")
+        return frame + end if method.server_stream else frame
+
+    server.intercept = intercept
+    client = connect(server)
+    if not kept:
+        with pytest.raises(LeaseNotFound), client.lock("l"):
+            pass
+        assert sent(server, "KV.Txn") == 0
+        return
+    with pytest.raises(LeaseNotFound):
+        client.lease_keep_alive_once(7)
+    with client.lease(ttl=1) as lease:
+        assert lease.wait_lost()
+
+
+def test_a_lock_whose_lease_ended_before_the_answer_is_not_held(
+    connect: Connect, server: FakeServer
+) -> None:
+    leases = LeaseServer(server)
+
+    def intercept(
+        connection: FakeConnection, request_id: int, name: str, message: Any
+    ) -> str | bytes | None:
+        if name != "KV.Txn":
+            return leases.intercept(connection, request_id, name, message)
+        granted_s = time.monotonic()
+        while time.monotonic() < granted_s + leases.ttl:
+            time.sleep(0.05)
+        first = proto.KeyValue(key=message.compare[0].key, create_revision=2)
+        response = proto.TxnResponse(
+            header=proto.ResponseHeader(revision=2),
+            succeeded=True,
+            responses=[
+                proto.ResponseOp(response_put=proto.PutResponse()),
+                proto.ResponseOp(response_range=proto.RangeResponse(kvs=[first], count=1)),
+            ],
+        )
+        number = methods.METHOD_BY_NAME[name].number
+        return frames.frame(request_id, number, frames.END, response.encode())
+
+    server.intercept = intercept
+    lock = connect(server).lock("l", ttl=1)
+    with pytest.raises(LeaseLost):
+        lock.acquire()
+    assert lock.lost
+    assert sent(server, "Lease.LeaseRevoke") == 1
 
 
 def test_a_lease_survives_a_change_of_server(connect: Connect, server: FakeServer) -> None:

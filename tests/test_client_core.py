@@ -238,6 +238,18 @@ def test_an_unread_watch_is_cut_off_and_keeps_a_gapless_beginning() -> None:
     assert read == [b"%d" % i for i in range(limit)]
 
 
+def test_an_unread_stream_without_bodies_is_bounded() -> None:
+    paused = []
+    unread = SimpleNamespace(pause_reading=lambda: paused.append(1))
+    ticket = link.StreamTicket(WATCH, lambda: None, unread)  # type: ignore[arg-type]
+    limit = link.MAX_STREAM_QUEUE_BYTES // frames.FRAME_HEADER_BYTES
+    for _ in range(limit):
+        ticket.deliver(0, b"")
+    assert not paused
+    ticket.deliver(0, b"")
+    assert paused
+
+
 def test_an_unread_watch_is_bounded_in_bytes_but_takes_one_message_of_any_size() -> None:
     ticket = link.WatchTicket(WATCH, lambda: None)
     assert ticket.deliver(0, b"x" * (link.MAX_WATCH_QUEUE_BYTES + 1))
@@ -270,6 +282,14 @@ def test_endpoints_are_understood(endpoint: str, address: tuple[str, int, str]) 
 def test_endpoints_that_make_no_sense_are_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):
         client_core.parse_endpoint(endpoint)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "a.%s.b" % ("x" * 64), "\u202e"])
+def test_a_host_that_cannot_be_looked_up_is_refused_by_name(host: str) -> None:
+    with pytest.raises(ValueError, match="is not a host name") as caught:
+        client.Client(f"{host}:2379")
+    assert repr(host) in str(caught.value)
+    assert not isinstance(caught.value, UnicodeError)
 
 
 def test_an_endpoint_with_a_user_is_refused_and_its_password_not_shown() -> None:
@@ -414,6 +434,11 @@ def test_a_transaction_gives_each_operation_its_own_kind_of_result() -> None:
     assert client_calls.is_read(reading.method, reading.request)
     with pytest.raises(TypeError):
         Txn(success=[calls.status()])
+    for wrong in ([], responses[:-1], responses[::-1], [*responses, responses[0]]):
+        with pytest.raises(client.EtcdliteError, match="does not fit its operations"):
+            op.result(proto.TxnResponse(succeeded=True, responses=wrong))
+    with pytest.raises(client.EtcdliteError, match="does not fit its operations"):
+        op.result(proto.TxnResponse(responses=[proto.ResponseOp()]))
 
 
 def test_sorting_says_what_etcd_understands() -> None:

@@ -112,8 +112,12 @@ def parse_endpoint(endpoint: str) -> Endpoint:
         raise ValueError(f"endpoint {endpoint!r}: write an IPv6 address in brackets")
     else:
         host, _, port_text = rest.partition(":")
-    if not host or "/" in rest:
+    if not host or "/" in rest or "\0" in rest:
         raise ValueError(f"endpoint {endpoint!r}: expected host:port")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"endpoint {endpoint!r}: {host!r} is not a host name") from None
     if not port_text:
         return Endpoint(host, DEFAULT_PORT, scheme)
     if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65_536):

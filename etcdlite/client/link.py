@@ -225,7 +225,7 @@ class _QueueTicket(Ticket):
 
     def _add(self, flags: int, body: bytes) -> None:
         self._queue.append((flags, body))
-        self._received_bytes += len(body)
+        self._received_bytes += len(body) + frames.FRAME_HEADER_BYTES
         if flags & frames.END:
             self.over = True
 
@@ -239,7 +239,7 @@ class _QueueTicket(Ticket):
         if not self._queue:
             return None
         item = self._queue.popleft()
-        self._taken_bytes += len(item[1])
+        self._taken_bytes += len(item[1]) + frames.FRAME_HEADER_BYTES
         return item
 
 

@@ -24,7 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, SupportsInt, TypeVar
 
 from etcdlite import proto
 from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for
-from etcdlite.errors import CANCELED
+from etcdlite.errors import CANCELED, INTERNAL
 
 __all__ = [
     "Alarm",
@@ -622,9 +622,12 @@ def txn(
 
     def result(response: proto.TxnResponse) -> TxnResult:
         ops = success if response.succeeded else failure
+        fields = [_TXN_FIELDS[op.method][1] for op in ops]
+        if [answer.which("response") for answer in response.responses] != fields:
+            raise error_for(INTERNAL, "the reply to KV.Txn does not fit its operations")
         results = tuple(
-            op.result(getattr(answer, _TXN_FIELDS[op.method][1]))
-            for op, answer in zip(ops, response.responses, strict=True)
+            op.result(getattr(answer, field))
+            for op, field, answer in zip(ops, fields, response.responses, strict=True)
         )
         return TxnResult(_revision(response), response.succeeded, results)
 
@@ -659,6 +662,8 @@ def lease_grant(ttl: int, *, id: int = 0, timeout_s: float | None = None) -> Op[
     """A lease of `ttl` seconds; the server chooses the id unless one is given (LeaseExist)."""
 
     def result(response: proto.LeaseGrantResponse) -> LeaseGrant:
+        if response.TTL <= 0 or not response.ID:
+            raise LeaseNotFound()
         return LeaseGrant(response.ID, response.TTL)
 
     return Op("Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=ttl, ID=id), result, timeout_s)
@@ -674,8 +679,8 @@ def lease_keep_alive_once(lease: SupportsInt, *, timeout_s: float | None = None)
     """Renew the lease. Returns its TTL in seconds. Raises LeaseNotFound."""
 
     def result(response: proto.LeaseKeepAliveResponse) -> int:
-        # etcd's answer for a lease that is gone is a TTL of 0.
-        if response.TTL <= 0:
+        # etcd's answer for a lease that is gone is a TTL of 0. Another ID renews another lease.
+        if response.TTL <= 0 or response.ID != request.ID:
             raise LeaseNotFound()
         return response.TTL
 

@@ -447,7 +447,10 @@ class LeaseBase:
         """Begin, and follow the recipe made for the lease's id; if it fails, revoke the lease."""
         yield from self._begin()
         try:
-            return (yield from follow(self._calls, recipe(self.id), deadline_s, self))
+            outcome = yield from follow(self._calls, recipe(self.id), deadline_s, self)
+            if self.lost:  # The answers took longer than the lease.
+                raise LeaseLost()
+            return outcome
         except BaseException:
             # The key goes with the lease.
             yield from self._revoke()
