@@ -172,7 +172,7 @@ class FakeConnection:
                     data = self.sock.recv(65536)
                 except OSError:
                     data = b""
-                if not data:
+                if not data or data.startswith(b"GET "):  # It speaks no HTTP.
                     self.drop()
                     return
                 reader.feed(data)
