@@ -172,7 +172,7 @@ class FakeConnection:
                     data = self.sock.recv(65536)
                 except OSError:
                     data = b""
-                if not data or data.startswith(b"GET "):  # It speaks no HTTP.
+                if not data:
                     self.drop()
                     return
                 reader.feed(data)
@@ -185,7 +185,7 @@ class FakeConnection:
                 return False
             got += data
         self.send(self.server.greeting)
-        return True
+        return got.startswith(frames.MAGIC)
 
     def _handle(self, request_id: int, method: int, flags: int, body: bytes) -> str | None:
         server = self.server
