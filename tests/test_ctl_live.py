@@ -459,9 +459,10 @@ def test_a_command_with_a_nul_is_no_traceback(server: ServerFactory, start: Star
     ctl_of(endpoint)("put", "a", "1")
     watch = start(endpoint, "watch", "-i")
     watch.type(b'watch a --rev=1 -- "echo\\x00"\n')
-    watch.wait_for(b"PUT\na\n1\n")
+    # Without this, the end of the input could come first.
+    wait_until(lambda: b"\n" in watch.stderr, "the command fails")
     ended = watch.end()
-    assert ended.status == 1
+    assert (ended.status, ended.stdout) == (1, b"PUT\na\n1\n")
     assert ended.stderr == (
         'Error: command ["echo\\x00"] error (exec echo\\x00: embedded null byte)\n'
     )
