@@ -27,7 +27,7 @@ AGAIN_S = 1.0
 MAX_WAITING = 1000
 """Connections that wait for a name to be resolved; more are refused."""
 MAX_HOSTS = 1000
-"""Hosts whose addresses are remembered; beyond this, the one resolved longest ago is dropped."""
+"""Addresses of this many hosts are remembered; then those resolved longest ago are dropped."""
 
 UNKNOWN = (socket.EAI_NONAME, socket.EAI_NODATA)
 """The errors of a name that does not exist, or has no addresses."""

@@ -871,7 +871,7 @@ def frame_header(length: int, sequence: int, salt: int, chain: int, blank: int) 
 
 
 def _blank(body: bytes, position: int) -> int:
-    """The number of all-zero sectors within the frame whose header is at `position`.
+    """How many sectors of the frame at `position` contain only zeros.
 
     The sector with the header is never one of them. For nearly every frame two searches are enough,
     which take 2 us for 100 KB."""

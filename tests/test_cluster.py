@@ -911,15 +911,20 @@ def behind(seed: int = 1, **options: Any) -> tuple[Cluster, Node, Node]:
     """A cluster with megabytes of data, its leader, and a follower that is down and so far behind
     that it needs a snapshot."""
     cluster = Cluster(seed=seed, **SMALL, **options)
-    client, world, leader = cluster.client, cluster.world, cluster.leader
-    away = cluster.followers[0]
+    leader, away = cluster.leader, cluster.followers[0]
+    fall_behind(cluster, away)
+    return cluster, leader, away
+
+
+def fall_behind(cluster: Cluster, away: Node) -> None:
+    """Write megabytes, crash a follower, and write more than the log of a `SMALL` member keeps."""
+    client, leader = cluster.client, cluster.leader
     for number in range(1000):
         client.send(leader, "KV.Put", key=b"k%04d" % number, value=b"v" * 1000)
-    world.run(2)
+    cluster.world.run(2)
     away.crash()
     for number in range(200):
         client.put(leader, b"k%d" % (number % 20), b"v" * 100)
-    return cluster, leader, away
 
 
 def caught_up(cluster: Cluster, away: Node) -> None:
@@ -976,16 +981,11 @@ def test_a_snapshot_goes_on_over_another_connection() -> None:
 
 def test_a_part_of_a_snapshot_is_removed_once_the_log_has_brought_the_member_as_far() -> None:
     cluster = Cluster(**SMALL)
-    client, world, leader = cluster.client, cluster.world, cluster.leader
+    world, leader = cluster.world, cluster.leader
     away, other = cluster.followers
     raft = other.member.raft
     raft.config = raft.config._replace(log_tail_bytes=1 << 30)
-    for number in range(1000):
-        client.send(leader, "KV.Put", key=b"k%04d" % number, value=b"v" * 1000)
-    world.run(2)
-    away.crash()
-    for number in range(200):
-        client.put(leader, b"k%d" % (number % 20), b"v" * 100)
+    fall_behind(cluster, away)
     world.slow = {(leader.name, away.name): 0.03}
     away.start()
     incoming = away.member.incoming

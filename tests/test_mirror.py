@@ -259,7 +259,7 @@ def test_users_of_etcd_are_asked_for_their_passwords(etcd: Gateway, server: Serv
 def test_a_user_does_not_count_where_etcd_asks_for_none(
     etcd: Gateway, server: ServerFactory
 ) -> None:
-    """As for etcdctl, whose command line may have the user before authentication is enabled."""
+    """A command line may name a user before authentication is enabled, as with etcdctl."""
     lite = server()
     lite.client().put("a", "1")
     words = ("make-mirror", "--once", etcd.endpoint, "--dest-user=root:secret")

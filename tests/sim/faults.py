@@ -56,7 +56,7 @@ class Nemesis:
         """Nothing else happens before this time."""
         self._is_setting_back = False
         self._left: set[int] = set()
-        """Members in whose place there is another one since."""
+        """Members that another one has replaced."""
         self.mean_pause_s = rng.choice((0.3, 1.0, 3.0))
         self.weights = {
             "kill": rng.choice((0, 3, 10)),

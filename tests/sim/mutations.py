@@ -175,10 +175,15 @@ def _vote_for_a_shorter_log(patch: Patch) -> None:
 
 @mutation(faults={**SPLITS, **CRASHES}, members=5)
 def _commit_without_a_majority(patch: Patch) -> None:
+    _commit_found(patch, lambda self: max(self.progress[node].match for node in self.voters))
+
+
+def _commit_found(patch: Patch, find: Callable[[Any], int]) -> None:
+    """Leaders commit up to the index that `find` returns, if that entry is of their term."""
+
     def hasty(self: Any) -> bool:
         log = self.log
-        matches = sorted(self.progress[node].match for node in self.voters)
-        found = matches[-1]
+        found = find(self)
         if found <= log.committed or log.term(found) != self.term:
             return False
         log.commit_to(found)
@@ -238,17 +243,11 @@ def _learners_confirm_reads(patch: Patch) -> None:
 
 @mutation(faults={"add_member": 60.0, "isolate_with_learners": 60.0}, mean_pause_s=0.4)
 def _learners_count_for_a_commit(patch: Patch) -> None:
-    def hasty(self: Any) -> bool:
-        log = self.log
+    def most(self: Any) -> int:
         matches = sorted((progress.match for progress in self.progress.values()), reverse=True)
-        found = matches[len(self.voters) // 2]
-        if found <= log.committed or log.term(found) != self.term:
-            return False
-        log.commit_to(found)
-        self._start_round_if_due()
-        return True
+        return matches[len(self.voters) // 2]
 
-    patch.set(raft.Raft, "_maybe_commit", hasty)
+    _commit_found(patch, most)
 
 
 @mutation(
