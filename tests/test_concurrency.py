@@ -325,6 +325,20 @@ def test_giving_up_a_second_lock_call_of_the_holder_keeps_the_lock(
     caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
     caller.cancel(caller.send("Lock.Lock", name=b"door", lease=1))
     assert keys(lone) == [b"door/1"]
+    caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    caller.cancel(caller.send("Lock.Lock", name=b"door", lease=1))
+    assert keys(lone) == [b"door/1", b"door/2"]
+
+
+def test_giving_up_a_second_call_that_waits_leaves_the_line(
+    lone: LoneMember, caller: Caller
+) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    first = caller.begin("Lock.Lock", name=b"door", lease=grant(lone, 2))
+    caller.cancel(caller.begin("Lock.Lock", name=b"door", lease=2))
+    assert keys(lone) == [b"door/1"]
+    write(lone, "KV.DeleteRange", key=b"door/1")
+    assert caller.received[first][0].text == "mutex: session is expired"
 
 
 def test_a_granted_lock_outlives_its_call_and_connection(lone: LoneMember, caller: Caller) -> None:

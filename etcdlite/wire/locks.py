@@ -20,7 +20,7 @@ lease if it made one. If the member does not know whether the key was written, t
 its lease ends. After the answer, the key stays until the client gives it up or its lease ends.
 
 Invariants: a call is answered at most once, and never after it was closed; a call deletes a key
-only if the key has the create_revision of its own write.
+only if the key has the create_revision of its own write, or waits behind an older one.
 
 The behaviour is etcd's, including the code Unknown for every failure: etcd passes these requests
 through an internal client that keeps only the text. The differences:
@@ -141,6 +141,10 @@ class _Queue(OwnRequester):
         if self._is_reading:
             return 0
         return min(self._oldest[0][0], self._seen) if self._oldest else self._seen
+
+    def is_behind(self, revision: int) -> bool:
+        """An older key is known, so the key of this revision holds nothing."""
+        return not self._is_reading and bool(self._oldest) and self._oldest[0][0] < revision
 
     def _wake(self) -> None:
         turn = self._turn()
@@ -425,9 +429,9 @@ class _ScriptedCall(Call):
             self._stream = None
 
     def _give_up(self) -> None:
-        self._close_stream()
         if self._script is not None:
             self._script.close()
+        self._close_stream()
 
 
 # Shared parts of the scripts.
@@ -525,26 +529,22 @@ class _QueueCall(_ScriptedCall):
             if gives_back:
                 mine.rev = header.revision
             else:
-                # An older call owns this key, which may hold the lock already: do not delete it.
+                # An older call owns this key: do not delete it if it may hold the lock already.
                 found = place.response_range.kvs[0]
                 mine.rev = found.create_revision
                 if value is not None and found.value != value:
                     yield from _proclaim(mine, value, mine.lease)
             if queue.response_range.count > 1:
-                gives_back = True
-                header = yield from self._wait(prefix, mine)
+                yield _Wait(prefix, mine.rev)
+                now = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
+                if not now.kvs or now.kvs[0].create_revision != mine.rev:
+                    raise EtcdError(UNKNOWN, self.lost)
+                header = now.header
             yield self.won(mine, placed.header, header)
         except (GeneratorExit, EtcdError):
+            gives_back |= self._queue is not None and self._queue.is_behind(mine.rev)
             self._leave(made, mine if gives_back else None)
             raise
-
-    def _wait(self, prefix: bytes, mine: proto.LeaderKey) -> Generator[Any, Any, Any]:
-        """Return when no key of the queue is older; the header of a later linearizable read."""
-        yield _Wait(prefix, mine.rev)
-        found = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
-        if not found.kvs or found.kvs[0].create_revision != mine.rev:
-            raise EtcdError(UNKNOWN, self.lost)
-        return found.header
 
     def _join(self, place: _Wait) -> bool:
         queues = _queues(self.member)
