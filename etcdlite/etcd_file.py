@@ -104,11 +104,6 @@ def items_of(changes: Changes) -> tuple[list[bytes], Sequence[bytes]]:
     for at, kind in enumerate(kinds):
         if kind == TOMBSTONE:
             keys[at] += _TOMBSTONE
-            values[at] = values[at][: _key_end(values[at])]
+            size, begin = read_varint(values[at], 1, len(values[at]))
+            values[at] = values[at][: begin + size]  # The key, which is the first field.
     return keys, values
-
-
-def _key_end(body: bytes) -> int:
-    """The offset of the end of the key, which is the first field of an encoded KeyValue."""
-    size, at = read_varint(body, 1, len(body))
-    return at + size

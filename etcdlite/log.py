@@ -102,10 +102,11 @@ def configure(
     except OSError:
         _close(opened)
         raise
-    _close(_outputs)
+    before = _outputs
     _limited_until.clear()
     _level, _format, _outputs, _clock = number, format, tuple(opened), clock
     _in_journal = frozenset(fd for fd in opened if _is_journal(fd))
+    _close(before)  # Last: a thread that logs must not find a number that is another file's now.
 
 
 def limited(key: str, per_s: float = 1.0) -> bool:

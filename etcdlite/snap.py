@@ -332,7 +332,6 @@ class Incoming:
         offer, connection = self.offer, self.connection
         assert connection is not None
         self.is_storing = False
-        self._targets = []
         if self._damage is not None:
             log.error(
                 "the leader's data is damaged; its snapshot is not used",
@@ -352,21 +351,18 @@ class Incoming:
 
     def _refuse(self, why: str) -> None:
         connection = self.connection
-        self._discard()
-        if connection is not None:
-            connection.snapshot_refused(why)
-
-    def _discard(self) -> None:
         for file, _ in self._targets:
             file.close()
-        self._targets = []
         self._forget()
         if self._disk.exists(self._directory):
             with suppress(OSError):  # What stays is removed before the next one can be stored.
                 self._disk.remove_tree(self._directory)
+        if connection is not None:
+            connection.snapshot_refused(why)
 
     def _forget(self) -> None:
         self.connection = self.offer = self._digest = self._damage = None
+        self._targets = []
         self.offset = self._content_bytes = 0
         self._head = self._expected = b""
 

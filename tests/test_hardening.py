@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,29 @@ def test_a_backup_is_not_written_into_a_file_that_waits_for_it(tmp_path: Path) -
     with PartialFile(str(backup)) as file:
         file.write(b"secret")
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("later_fails", [False, True])
+def test_two_processes_that_write_one_backup_leave_a_whole_one(
+    tmp_path: Path, later_fails: bool
+) -> None:
+    backup = tmp_path / "b.db"
+    backup.write_bytes(b"the one before")
+    with contextlib.suppress(KeyboardInterrupt), ExitStack() as later:
+        with (
+            pytest.raises(FileExistsError, match="another process"),
+            PartialFile(str(backup)) as file,
+        ):
+            file.write(b"earlier")
+            late = later.enter_context(PartialFile(str(backup)))
+            late.write(b"lat")
+            late.flush()
+        assert backup.read_bytes() == b"the one before"
+        if later_fails:
+            raise KeyboardInterrupt
+        late.write(b"er")
+    assert backup.read_bytes() == (b"the one before" if later_fails else b"later")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.db"]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,19 @@ def stderr_as_pipe():
         log.configure()
 
 
+def test_a_file_that_is_closed_is_no_output_any_more(path, monkeypatch):
+    """Another thread may log at any moment, and the next file that is opened, perhaps one with
+    data, gets the number of the closed one."""
+    close = os.close
+
+    def closed(fd):
+        close(fd)
+        assert fd not in log._outputs
+
+    monkeypatch.setattr(os, "close", closed)
+    log.configure(outputs=[str(path)])
+
+
 def test_a_full_pipe_loses_lines_without_waiting_and_the_next_line_says_how_many():
     with stderr_as_pipe() as reader:
         log.configure(clock=lambda: NOW)

@@ -20,9 +20,10 @@ class PartialFile:
     """A file that replaces the one at `path` only when it is complete.
 
     It is written as path + ".part", readable for its owner only. At the end of `with` it is synced
-    and renamed; after an exception it is removed. Only a plain file is ever replaced: of a symbolic
-    link, what it points to; a device or a pipe is written to; a directory is refused. Raises
-    OSError."""
+    and renamed; after an exception it is removed. If another process begins to write the same file,
+    that one goes on, and this one fails at its end. Only a plain file is ever replaced: of a
+    symbolic link, what it points to; a device or a pipe is written to; a directory is refused.
+    Raises OSError."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -64,16 +65,27 @@ class PartialFile:
             with suppress(FileNotFoundError):
                 os.unlink(self.partial_path)
 
+    def _has_name(self) -> bool:
+        """No other process has put a file of its own in the place of this one."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self.partial_path))
+        return False
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._file:
-                if kind is None:
-                    self.sync()
-            if kind is None and self.is_plain:
-                os.replace(self.partial_path, self._path)
-        finally:
-            self._remove()
-        if kind is None and self.is_plain:
+        with self._file:
+            try:
+                if kind is not None:
+                    return
+                self.sync()
+                if self.is_plain:
+                    if not self._has_name():
+                        why = "another process writes it at the same time"
+                        raise FileExistsError(errno.EEXIST, why, self._path)
+                    os.replace(self.partial_path, self._path)
+            finally:
+                if self._has_name():
+                    self._remove()
+        if self.is_plain:
             from etcdlite.private_file import sync_directory  # Few clients need it.
 
             sync_directory(self._path)

@@ -94,9 +94,6 @@ class Alarms:
     def __contains__(self, alarm: tuple[int, int]) -> bool:
         return alarm in self._active
 
-    def __len__(self) -> int:
-        return len(self._active)
-
     @property
     def is_corrupt(self) -> bool:
         """Members differ. Writes are refused. Reads are served, as in etcd: they show the operator

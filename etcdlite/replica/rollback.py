@@ -252,15 +252,14 @@ def _save(disk: Disk, path: str, content: bytes) -> None:
 
 
 def _load(disk: Disk, path: str) -> dict[int, _Known]:
-    if not disk.exists(path):
-        return {}
-    content = b""
     try:
         file = disk.open_read(path)
         content = file.pread(MAX_FILE_BYTES, 0)
         file.close()
+    except FileNotFoundError:
+        return {}
     except OSError:
-        pass  # As if it were damaged.
+        content = b""  # As if it were damaged.
     body = content[: -_CRC.size]
     if len(body) < _HEADER.size or content[-_CRC.size :] != _CRC.pack(crc32(body)):
         log.warn("ignored a damaged file with the positions of the other members", path=path)
