@@ -4,6 +4,7 @@ that they stand in the same lines as the client's recipes."""
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -692,6 +693,34 @@ def test_a_call_that_needs_one_watch_too_many_fails(lone: LoneMember, caller: Ca
     assert [value for _, value, _ in seen(caller, observer)] == [b"one", b"uno"]
     write(lone, "KV.DeleteRange", key=held.key)
     assert caller.answer(waiting).key == b"door/2"
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("Lock.Lock", {"lease": 2}),
+        ("Election.Campaign", {"lease": 2, "value": b"v"}),
+        ("Election.Observe", {}),
+    ],
+    ids=["lock", "campaign", "observe"],
+)
+def test_what_waiting_calls_hold_counts_for_their_connection(
+    lone: LoneMember, caller: Caller, method: str, fields: dict[str, Any]
+) -> None:
+    caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
+    grant(lone, 2)
+    caller.begin(method, name=b"door", **fields)
+    count, requests = 300, dict(caller.received)
+    before = caller.calls.requests_bytes(requests)
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            requests[caller.send(method, name=b"door", **fields)] = []
+        lone.settle()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.3 * (caller.calls.requests_bytes(requests) - before) < 2 * held
 
 
 # Together with the recipes.

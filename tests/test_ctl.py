@@ -35,7 +35,7 @@ from etcdlite.cli.flags import Flag, parse_flags
 from etcdlite.cli.output import EndpointResponse, Health, Printer
 from etcdlite.cli.requests import parse_compare, parse_request
 from etcdlite.client import ConnectionFailed, EtcdliteError, KeyNotFound, LeaseNotFound, Timeout
-from etcdlite.client.errors import Unhealthy
+from etcdlite.client.errors import RequestTooManyRequests, Unhealthy
 from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.notation import (
     format_duration,
@@ -1159,6 +1159,26 @@ def test_keep_alive_once_of_a_lost_lease_fails_and_without_once_it_ends(
         "",
     )
     assert run_ctl("lease", "keep-alive", "123", "-w", "json") == (0, b"", "")
+
+
+def test_a_lease_that_lives_is_kept_alive_though_a_renewal_failed(
+    fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept_s: list[float] = []
+    monkeypatch.setattr(ctl_commands, "time", FakeTime(slept_s))
+    renewed = proto.LeaseKeepAliveResponse(ID=0x123, TTL=9)
+    failures = [Timeout(), RequestTooManyRequests(), ConnectionFailed()]
+    answers = [renewed, *failures, renewed, proto.LeaseKeepAliveResponse(ID=0x123)]
+    fake.answers["Lease.LeaseKeepAlive"] = lambda request, endpoint: answers.pop(0)
+    ended = run_ctl("lease", "keep-alive", "123")
+    assert (ended.status, ended.stderr, answers) == (0, "", [])
+    assert fake.made[0].timeout_s == 3, "a member that stalls leaves time to ask another one"
+    # At first, and once the lease may have ended, an error ends the command.
+    fake.answers["Maintenance.Status"] = ConnectionFailed()
+    answers += [Timeout()]
+    assert run_ctl("lease", "keep-alive", "123").status == 1 and not answers
+    answers += [renewed] + [Timeout()] * 50
+    assert run_ctl("lease", "keep-alive", "123").status == 1 and len(answers) > 30
 
 
 def test_alarm_disarm_lifts_each_alarm_and_shows_them_together(fake: type[FakeClient]) -> None:

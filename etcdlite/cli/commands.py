@@ -29,7 +29,7 @@ from etcdlite.cli.output import EndpointResponse, Health, alarm_name
 from etcdlite.cli.session import Session, cause, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.errors import Unhealthy
-from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED, UNAVAILABLE
+from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED
 from etcdlite.notation import parse_int
 
 KEEP_ALIVE_RETRY_S = 0.5
@@ -144,11 +144,11 @@ def lease_keep_alive(session: Session) -> None:
         try:
             response = session.ask("Lease.LeaseKeepAlive", ID=lease)
         except EtcdliteError as error:
-            if error.code == UNAVAILABLE and time.monotonic() < expires_s:
-                time.sleep(KEEP_ALIVE_RETRY_S)
-                continue
             if error.code != NOT_FOUND:
-                raise
+                if time.monotonic() >= expires_s:
+                    raise
+                time.sleep(KEEP_ALIVE_RETRY_S)  # The lease is alive, and the cause may pass.
+                continue
             response = proto.LeaseKeepAliveResponse(ID=lease)
         if response.TTL <= 0:
             if session.flags["once"]:
@@ -161,6 +161,8 @@ def lease_keep_alive(session: Session) -> None:
         if session.flags["once"]:
             return
         expires_s = sent_s + response.TTL
+        # If this member stalls, there is time to ask another one.
+        session.client().timeout_s = min(session.client().timeout_s, response.TTL / 3)
         time.sleep(response.TTL / 3)
 
 

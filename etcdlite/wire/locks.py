@@ -56,6 +56,9 @@ PAGE_KEYS = 500
 MAX_EVENT_BYTES = 128 << 10
 """A queue is read again, in pages, rather than take in more events than this at once."""
 
+CALL_BYTES = 2500
+"""The approximate memory of a waiting call, beyond the `REQUEST_BYTES` of each request."""
+
 LEASE_TTL_S = 60
 """The TTL of the lease made for a request with lease 0."""
 
@@ -278,6 +281,7 @@ class _ScriptedCall(Call):
     """For the member: the answers to a script's requests are small."""
 
     def opened(self) -> None:
+        self.owner.calls.hold(self.request_id, CALL_BYTES)
         # Kept, because what a script does after the client has cancelled it needs the token, too.
         self._token = self.owner.token(self.request_id)
         self._script: Script | None = None
@@ -449,10 +453,6 @@ def _put(key: bytes, value: bytes, lease: int) -> proto.RequestOp:
     return proto.RequestOp(request_put=proto.PutRequest(key=key, value=value, lease=lease))
 
 
-def _get(key: bytes) -> proto.RequestOp:
-    return proto.RequestOp(request_range=proto.RangeRequest(key=key))
-
-
 def _give_back(leader: proto.LeaderKey) -> _Ask:
     """Delete the key, if it is the one that was written."""
     delete = proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=leader.key))
@@ -514,14 +514,14 @@ class _QueueCall(_ScriptedCall):
         gives_back = False
         try:
             if not mine.lease:
-                granted = yield _grant()
-                mine.lease = made = granted.ID
+                mine.lease = made = (yield _grant()).ID
             mine.key = prefix + b"%x" % mine.lease
+            own = proto.RangeRequest(key=mine.key)
             placed = yield _txn(
                 mine.key,
                 0,
                 success=[_put(mine.key, value or b"", mine.lease), _count(prefix)],
-                failure=[_get(mine.key), _count(prefix)],
+                failure=[proto.RequestOp(request_range=own), _count(prefix)],
             )
             place, queue = placed.responses
             header = placed.header
@@ -536,7 +536,7 @@ class _QueueCall(_ScriptedCall):
                     yield from _proclaim(mine, value, mine.lease)
             if queue.response_range.count > 1:
                 yield _Wait(prefix, mine.rev)
-                now = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
+                now = yield _Ask(RANGE, own, False)
                 if not now.kvs or now.kvs[0].create_revision != mine.rev:
                     raise EtcdError(UNKNOWN, self.lost)
                 header = now.header
@@ -608,10 +608,7 @@ class CampaignCall(_QueueCall):
 class ProclaimCall(_ScriptedCall):
     def run(self, request: proto.ProclaimRequest) -> Script:
         leader = _leader_of(request)
-        lease = leader.lease
-        if not lease:
-            granted = yield _grant()
-            lease = granted.ID
+        lease = leader.lease or (yield _grant()).ID
         header = yield from _proclaim(leader, request.value, lease)
         yield proto.ProclaimResponse(header=header)
 
