@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -792,6 +793,31 @@ def test_a_renewal_of_a_lease_with_many_keys_is_checked_in_steps(
     ann.calls.close(request_id)
     house.settle()
     assert not ann.messages[request_id]
+
+
+def test_more_large_leases_than_a_stream_may_renew_at_once_are_known_soon(
+    house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client with one stream for all its leases renews them in one go, again and again."""
+    monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 4)
+    monkeypatch.setattr(streams, "MAX_UNCHECKED_RENEWALS", 3)
+    leases = range(1, 9)
+    for lease in leases:
+        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
+        for number in range(6):
+            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+    token = ann.current_token
+    # As over gRPC: a stream that has ended has no token any more.
+    monkeypatch.setattr(ann, "token", lambda request_id: token if request_id in ann.calls else " ")
+    for _ in range(4):
+        request_id = ann.send("Lease.LeaseKeepAlive", ID=1)
+        with contextlib.suppress(EtcdError):
+            for lease in leases[1:]:
+                ann.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=lease).encode())
+        renewed = list(ann.messages[request_id])
+        ann.calls.close(request_id)
+        house.settle()
+    assert [answer.ID for answer in renewed] == list(leases)
 
 
 def test_logins_wait_in_lines_that_take_turns(house: LoneMember) -> None:

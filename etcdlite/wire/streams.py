@@ -144,6 +144,8 @@ class WatchCall(Call):
 class KeepAliveCall(Call):
     is_blocked = False
     """For the member: the checks of renewals have no answers."""
+    is_member = True
+    """For the member: whose renewals these are has been checked."""
     # The class has the defaults, because some clients open a stream for each renewal.
     _asked = _unanswered = _unread_checks = 0
     _is_finished = False
@@ -173,7 +175,7 @@ class KeepAliveCall(Call):
         member, auth = self.member, self.member.state.auth
         try:
             if auth.enabled:
-                author = member.access.check(self, self.request_id, KEEP_ALIVE, None)
+                author = member.access.check(self.owner, self.request_id, KEEP_ALIVE, None)
                 lease_id = api.read_renewal(body)
                 steps = auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
                 for _ in steps:  # The lease has many keys.
@@ -207,7 +209,7 @@ class KeepAliveCall(Call):
     # The session of `Reads.check_renewal`.
 
     def awaits(self, number: int) -> bool:
-        return not self.is_closed
+        return True  # Once it is known, the next stream need not wait for it.
 
     def reply(self, number: int, method: int, answer: bytes) -> None:
         """The user may renew this lease."""
@@ -236,10 +238,6 @@ class KeepAliveCall(Call):
         self._is_finished = True
         if not self._unanswered:
             self.end()
-
-    def close(self) -> None:
-        if self._unchecked:
-            self.member.reads.wake(self)
 
 
 def snapshot_parts(member: Member) -> Iterator[bytes]:
