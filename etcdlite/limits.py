@@ -13,19 +13,46 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """The limits of one member. A name says the unit; `max_` limits refuse, the others yield."""
 
-    # Storage: the index, the data file and long work on them.
+    # What one step does at most, by the kind of work.
 
     step_bytes: int = 512 << 10
     """Bytes of records that one step reads, checks and copies. A larger record takes one step."""
-
     sort_step_items: int = 4096
-    """Items that one step of a sort orders."""
-
     merge_step_items: int = 1024
-    """Items that one step of a sort merges."""
-
+    """What a sort orders, and merges."""
     join_step_pieces: int = 1024
-    """Pieces that one step joins to one byte string."""
+    """Pieces that are joined to one byte string."""
+    range_step_keys: int = 256
+    scan_step_keys: int = 256
+    count_step_keys: int = 4096
+    """Keys of a range, of one at an old revision, and current keys of a count at an old one."""
+    delete_step_keys: int = 256
+    read_step_keys: int = 256
+    """Keys that a range delete removes, and previous values that it reads."""
+    compare_step_keys: int = 256
+    """Keys that a compare over a range visits."""
+    execute_step_ops: int = 64
+    apply_step_ops: int = 32
+    """Operations of a transaction, and of an entry."""
+    serve_step_reads: int = 32
+    """Reads of one key that are answered between two looks at the clock."""
+    event_step_events: int = 256
+    """Events that are read from history."""
+    hash_step_versions: int = 16
+    compact_step_keys: int = 32
+    compact_step_versions: int = 128
+    """Keys that a compaction visits, and versions that it drops."""
+    clean_step_records: int = 64
+    """Records of a segment that cleaning reads, and moves if they are still needed."""
+    expire_step_leases: int = 500
+    """Deadlines that one search for expired leases examines."""
+    match_step_events: int = 1_000
+    send_step_watches: int = 1_000
+    move_step_watches: int = 300
+    """Events that are matched with watches, watches that are sent to, and watches that are moved
+    from one state to another."""
+
+    # Storage: the index, the data file and long work on them.
 
     recent_bytes: int = 3 << 20
     """Memory of the records that are kept after they were written or read: one to two times this
@@ -43,56 +70,20 @@ class Limits(NamedTuple):
     pack_revisions: int = 2048
     """Revisions per chunk of a checkpoint."""
 
-    scan_step_keys: int = 256
-    """Keys that one step of a range at an old revision visits."""
-
-    count_step_keys: int = 4096
-    """Current keys that one step of a count at an old revision visits."""
-
     kept_key_changes: int = 32_768
     """Keys created, and keys deleted, that are kept for counts as of older revisions. A count looks
     at up to twice as many of each kind, which takes 3 ms."""
 
-    compact_step_keys: int = 32
-    """Keys that one step of a compaction visits."""
-
-    compact_step_versions: int = 128
-    """Versions that one step of a compaction drops."""
-
-    clean_step_records: int = 64
-    """Records that one step of cleaning a segment reads, and moves if they are still needed."""
-
     # The store and requests to it.
-
-    range_step_keys: int = 256
-    """Keys that one step of a range reads."""
-
-    event_step_events: int = 256
-    """Events that one step reads from history."""
 
     event_chunk_bytes: int = 16 << 10
     """Bytes of history that one read of the disk fetches."""
 
-    delete_step_keys: int = 256
-    """Keys that one step of a range delete removes."""
-
     history_chunk_bytes: int = 32 << 10
     """Bytes of records that one step reads when the whole history is read."""
 
-    hash_step_versions: int = 16
-    """Versions that one step of a hash reads."""
-
     hash_part_versions: int = 16
     """Versions of a key that a hash looks up at once."""
-
-    compare_step_keys: int = 256
-    """Keys that one step of a compare over a range visits."""
-
-    execute_step_ops: int = 64
-    """Operations that one step of a transaction carries out."""
-
-    read_step_keys: int = 256
-    """Previous values that one step of a range delete reads."""
 
     max_answer_bytes: int = 60 << 20
     """Records in the answer to one range or transaction. A connection is closed when 64 MiB wait
@@ -105,12 +96,6 @@ class Limits(NamedTuple):
     max_streamed_answers: int = 32
     """Answers to ranges that are sent as they are read. Each keeps its revision from being
     compacted. Each connection has an equal share, at least one."""
-
-    apply_step_ops: int = 32
-    """Operations that one step of applying an entry carries out."""
-
-    serve_step_reads: int = 32
-    """Reads of one key that are answered between two looks at the clock."""
 
     max_slow_reads: int = 4
     """Long reads that are under way at once. Each may hold a large answer that is not finished."""
@@ -129,9 +114,6 @@ class Limits(NamedTuple):
 
     entry_bytes: int = 1 << 20
     """A batch of writes is cut into entries of about this size. A larger request has its own."""
-
-    expire_step_leases: int = 500
-    """Deadlines that one search for expired leases examines."""
 
     lease_checkpoint_interval_s: float = 300.0
     """How often the leader writes down the remaining time of longer leases (as in etcd)."""
@@ -167,15 +149,6 @@ class Limits(NamedTuple):
 
     max_sends_at_once: int = 5_000
     """Synced watches that are sent an event at once; the others fall behind."""
-
-    match_step_events: int = 1_000
-    """Events that one step matches with watches."""
-
-    send_step_watches: int = 1_000
-    """Watches that one step sends to."""
-
-    move_step_watches: int = 300
-    """Watches that one step moves from one state to another."""
 
     slice_bytes: int = 64 << 10
     """History that one slice of catching up reads."""
