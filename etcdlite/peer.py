@@ -56,7 +56,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from etcdlite import frames, log, peer_frames, proto
@@ -782,13 +782,6 @@ class Link:
             self.dial.retire()
             self.dial = None
         self.drop_snapshot(_REMOVED)
-
-
-class AddressCheck(Protocol):
-    """`addresses.Addresses`."""
-
-    def check(self, address: str, urls: Iterable[str], done: Callable[[bool], None]) -> None:
-        """Call `done`, now or later, with whether `address` is one of a member with these URLs."""
 
 
 class AcceptedPeer(Protocol):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from etcdlite import errors, frames, log, peer, peer_frames, proto
+from etcdlite.addresses import Addresses
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
@@ -30,7 +31,7 @@ class Accepted(peer.PeerConnection, OwnRequester):
         member: Member,
         on_output: Callable[[Any], None],
         address: str = "",
-        addresses: peer.AddressCheck | None = None,
+        addresses: Addresses | None = None,
     ) -> None:
         """`address` is the IP address of the other side, which `addresses`, if given, compares
         with the peer URLs of the member that it says it is."""
