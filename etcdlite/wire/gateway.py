@@ -20,7 +20,6 @@ from typing import Any
 
 from etcdlite import errors, json_mapping, methods, proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError
-from etcdlite.wire import grpc
 
 PREFIXES = ("/v3/", "/v3beta/", "/v3alpha/")
 
@@ -216,14 +215,6 @@ class Values:
         if found[0] != b"{":
             raise _invalid("a message of the stream is not a JSON object")
         return found.start()
-
-
-def read_timeout_s(text: str) -> float:
-    """The value of a Grpc-Timeout header. Raises EtcdError InvalidArgument."""
-    timeout_s = grpc.read_timeout_s(text.encode("latin-1"))
-    if timeout_s is None:
-        raise EtcdError(INVALID_ARGUMENT, f"invalid grpc-timeout: {text}")
-    return timeout_s
 
 
 # --- Responses ---------------------------------------------------------------------------------

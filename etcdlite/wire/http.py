@@ -48,7 +48,7 @@ from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.carried import Carried
-from etcdlite.wire.grpc import MIN_TIMEOUT_S
+from etcdlite.wire.grpc import MIN_TIMEOUT_S, read_timeout_s
 from etcdlite.wire.health import NOSNIFF, Header
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
@@ -146,6 +146,21 @@ class _Request:
         names = ("grpc-metadata-token", "grpc-metadata-authorization", "authorization")
         token = next((self.headers[name] for name in names if name in self.headers), None)
         return "" if token is None else token or INVALID_TOKEN
+
+    def check_metadata(self, member: Member) -> None:
+        """Apply the metadata in the headers. Raises EtcdError."""
+        if timeout := self.headers.get("grpc-timeout"):
+            timeout_s = read_timeout_s(timeout.encode("latin-1"))
+            if timeout_s is None:
+                raise EtcdError(errors.INVALID_ARGUMENT, f"invalid grpc-timeout: {timeout}")
+            if timeout_s < MIN_TIMEOUT_S:
+                raise EtcdError(*_LATE)
+            self.deadline = member.clock() + timeout_s
+        if self.headers.get("grpc-metadata-hasleader") == "true":
+            if not member.raft.leader:
+                raise error("NoLeader")
+            if self.method is not None and self.method.number in CALLS:
+                self.leader_loss = LeaderLoss(member)
 
     def count(self, metrics: Metrics, method: methods.Method, now: float) -> Rpc:
         """Count the request as gRPC's: in etcd, the gateway is a client of gRPC."""
@@ -290,7 +305,7 @@ class HttpSession(ClientSession):
                 request.values = gateway.Values(site.max_body_bytes)
                 request.count(self.member.metrics, method, self.member.clock())
                 try:
-                    self._check_metadata(request)
+                    request.check_metadata(self.member)
                 except EtcdError as failure:
                     self.fail(request.id, method.number, failure)
                     return
@@ -363,25 +378,12 @@ class HttpSession(ClientSession):
         else:
             self._respond(404, JSON, gateway.error_json(EtcdError(errors.NOT_FOUND, "Not Found")))
 
-    def _check_metadata(self, request: _Request) -> None:
-        """Apply the metadata in the headers. Raises EtcdError."""
-        if timeout := request.headers.get("grpc-timeout"):
-            timeout_s = gateway.read_timeout_s(timeout)
-            if timeout_s < MIN_TIMEOUT_S:
-                raise EtcdError(*_LATE)
-            request.deadline = self.member.clock() + timeout_s
-        if request.headers.get("grpc-metadata-hasleader") == "true":
-            if not self.member.raft.leader:
-                raise error("NoLeader")
-            if request.method is not None and request.method.number in CALLS:
-                request.leader_loss = LeaderLoss(self.member)
-
     def _call(self, request: _Request, method: methods.Method) -> None:
         """Run a request of one message."""
         member = self.member
         rpc = request.count(self.member.metrics, method, self.member.clock())
         try:
-            self._check_metadata(request)
+            request.check_metadata(self.member)
             message = gateway.read_request(
                 method.request, bytes(request.body), self.site.max_values
             )
