@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from etcdlite import cipher_suites
@@ -238,13 +239,8 @@ _NO_V2 = "etcdlite has no v2 store"
 _CHECKPOINTS = "the remaining time of long leases is always stored"
 
 
-def _no_effect(name: str, kind: Kind, default: str, reason: str) -> Flag:
-    return Flag(name, kind, default, reason, NO_EFFECT)
-
-
-def _refused(name: str, kind: Kind, default: str, reason: str) -> Flag:
-    return Flag(name, kind, default, reason, REFUSED)
-
+_no_effect = partial(Flag, status=NO_EFFECT)
+_refused = partial(Flag, status=REFUSED)
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "Member": (

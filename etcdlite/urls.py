@@ -58,14 +58,11 @@ def check_listen_url(url: str) -> None:
     """Raises ValueError unless one can listen on `url`: as in etcd, on an address, not a name."""
     check_url(url)
     host, _ = host_port(url)
-    try:
-        if host != "localhost":
-            ipaddress.ip_address(host)
-    except ValueError:
+    if host != "localhost" and not is_address(host):
         raise ValueError(
             "a host name to listen on; write an IP address of this machine, localhost, "
             "0.0.0.0 for all IPv4 addresses, or [::] for all IPv6 addresses"
-        ) from None
+        )
 
 
 def is_wildcard(url: str) -> bool:

@@ -122,8 +122,8 @@ class State:
             if failure.errno not in NO_SPACE:
                 raise
             self.awaits_space = True
-            if not log.limited("no space to apply", 0.1):
-                log.error("no space for applied changes; trying again", error=str(failure))
+            what = "no space for applied changes; trying again"
+            log.error(what, "no space to apply", 0.1, error=str(failure))
             self.alarms.raise_nospace(failure)
         return not self.awaits_space
 
