@@ -117,13 +117,12 @@ class Member:
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
         self.incoming = Incoming(store.disk, directory, raft, self.run_task, received, self.metrics)
-        self.leadership = Leadership(raft, self.identity, clock, self.peers, options)
-        self.access = Access(state, self.tokens, raft)
-        self.reads = Reads(state, raft, rng, self.slice_is_over, options, self.access)
+        is_open, hear = self.peers.is_open, self.peers.hear
+        self.leadership = Leadership(raft, self.identity, clock, is_open, hear, options)
+        access = self.access = Access(state, self.tokens, raft)
+        self.reads = Reads(state, raft, rng, self.slice_is_over, options, access)
         timeout_error, check = self.leadership.timeout_error, self.check_change
-        self.writes = Writes(
-            state, raft, rng, options, self._forward, check, timeout_error, self.access
-        )
+        self.writes = Writes(state, raft, rng, options, self._forward, check, timeout_error, access)
         self.logins = Logins(state, self.tokens, self._propose_own, options.password_cost)
         self.questions = Questions(raft, self.identity, clock, options, self._ask, timeout_error)
         self.leases = LeaseKeeper(state, self.writes)

@@ -75,6 +75,7 @@ from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.request import Done
 from etcdlite.session import Session
+from etcdlite.snap import Image
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.versions import Version, incompatibility, parse, program_version
 
@@ -143,15 +144,6 @@ class PeerEvents(Protocol):
 
     def on_removed(self) -> None:
         """Another member says that this one was removed from the cluster."""
-
-
-class SnapshotSource(Protocol):
-    """A snapshot to send: `snap.Image`."""
-
-    def read(self, offset: int) -> bytes:
-        """The next bytes from `offset` on; none at the end. Raises OSError."""
-
-    def close(self) -> None: ...
 
 
 class Local:
@@ -536,7 +528,7 @@ class SnapshotDial(Dial):
         local: Local,
         link: Link,
         on_output: Callable[[Any], None],
-        image: SnapshotSource,
+        image: Image,
         offer: proto.SnapshotOffer,
     ) -> None:
         super().__init__(local, link, on_output, offer)
@@ -613,7 +605,7 @@ class Link:
         self.urls = urls
         self.dial: Dial | None = None
         self.snapshot_dial: SnapshotDial | None = None
-        self.image: SnapshotSource | None = None
+        self.image: Image | None = None
         """The snapshot that is being sent."""
         self.next_snapshot_at = -math.inf
         """After a refusal, no snapshot is sent before this time."""
@@ -742,7 +734,7 @@ class Link:
                 self.local.metrics.heartbeats_failed += 1
             self.local.events.on_unreachable(self.node)
 
-    def send_snapshot(self, image: SnapshotSource, offer: proto.SnapshotOffer) -> None:
+    def send_snapshot(self, image: Image, offer: proto.SnapshotOffer) -> None:
         """Send a snapshot, over several connections if one breaks. `offer` describes it."""
         self.drop_snapshot("there is a newer snapshot to send")
         self.image = image

@@ -13,8 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -557,9 +556,10 @@ def test_leadership_is_handed_to_a_voter_that_answers_still() -> None:
     """One that died is active for up to two checks of the quorum."""
     host = Host(Config(id=1, pre_vote=False), {1, 2, 3})
     leader = host.raft
-    contact: Any = SimpleNamespace(is_open=lambda node: True, hear=None)
     identity = Identity(1, 1, 1, leader)
-    leadership = Leadership(leader, identity, lambda: 10.0, contact, Options())
+    leadership = Leadership(
+        leader, identity, lambda: 10.0, lambda node: True, lambda node: (0.0, 0.0), Options()
+    )
     leader.campaign()
     settle(host)
     leader.step(Message(raft.VOTE_RESP, 1, 2, leader.term))

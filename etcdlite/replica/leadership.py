@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
-from typing import Any, Protocol
+from typing import Any
 
 from etcdlite import log
 from etcdlite.errors import EtcdError, error
@@ -52,17 +52,6 @@ tick also plans a suspicion at least this far ahead: what arrived while this mem
 read before."""
 
 
-class Contact(Protocol):
-    """What `Leadership` needs of `peer.Peers`."""
-
-    def is_open(self, node: int) -> bool:
-        """Whether messages can be sent to that member now."""
-
-    def hear(self, node: int) -> tuple[float, float]:
-        """When that member was last heard from, and the longest silence before that, since the
-        last call."""
-
-
 class Leadership:
     """The leader as this member knows it."""
 
@@ -71,14 +60,16 @@ class Leadership:
         raft: Raft,
         identity: Identity,
         clock: Callable[[], float],
-        contact: Contact,
+        is_open: Callable[[int], bool],
+        hear: Callable[[int], tuple[float, float]],
         options: Options,
     ) -> None:
+        """`is_open` and `hear` are those of `peer.Peers`."""
         self._raft = raft
         self._identity = identity
         self._clock = clock
-        self._is_open = contact.is_open
-        self._hear = contact.hear
+        self._is_open = is_open
+        self._hear = hear
         self._request_timeout_s = options.request_timeout_s
         self._election_timeout_s = options.election_timeout_s
         self.changes = 0
