@@ -251,7 +251,9 @@ class _Seal(NamedTuple):
         return self.place + _PLACE.pack(sequence, position)
 
 
-class _Segment:
+class Segment:
+    """A file of the log."""
+
     def __init__(self, path: str, sequence: int, size_bytes: int) -> None:
         self.path = path
         self.sequence = sequence
@@ -292,7 +294,7 @@ class WAL:
         self._segment_bytes = segment_bytes
         self._keys = keys
         self._seal: _Seal | None = None  # of the last segment; None if that is plain
-        self._segments: list[_Segment] = []
+        self.segments: list[Segment] = []
         self._file: File | None = None
         self._position = 0  # where the next frame goes in the last segment
         self._failed_bytes = 0  # the size of a frame that found no space there
@@ -353,19 +355,9 @@ class WAL:
             raise FileNotFoundError(errno.ENOENT, "there is no write-ahead log", directory)
         return _Recovery(disk, directory, names, keys).run(segment_bytes, sync_enabled)
 
-    @property
-    def segments(self) -> int:
-        """The number of segment files."""
-        return len(self._segments)
-
-    @property
-    def size_bytes(self) -> int:
-        """Space on disk, reserved space included."""
-        return sum(segment.size_bytes for segment in self._segments)
-
     def has_room(self, size_bytes: int) -> bool:
         """This much still fits into the current segment."""
-        return self._position + size_bytes <= self._segments[-1].size_bytes
+        return self._position + size_bytes <= self.segments[-1].size_bytes
 
     def save_all(self, saves: Sequence[Ready]) -> None:
         """Make durable what several Readys of consensus have to save, with as few syncs as their
@@ -410,7 +402,7 @@ class WAL:
             self.hard_state = hard_state
         if entries:
             self._replace_from(first)
-            self._segments[-1].last_index = self.last_index = last - 1
+            self.segments[-1].last_index = self.last_index = last - 1
 
     def cover(self, index: int, term: int, begin: int) -> None:
         """Note that the data file holds everything up to entry `index`, of `term`, and release
@@ -435,13 +427,13 @@ class WAL:
 
         `index` is at most the snapshot's. Raises as `save`."""
         assert index <= self.snapshot[0], (index, self.snapshot)
-        while len(self._segments) > 1 and self._segments[0].last_index <= index:
+        while len(self.segments) > 1 and self.segments[0].last_index <= index:
             self._begin_change()
-            self._disk.unlink(self._segments[0].path)
+            self._disk.unlink(self.segments[0].path)
             # One by one: a second segment gone before the first would leave a gap.
             self._sync_directory()
             self.failed = False
-            del self._segments[0]
+            del self.segments[0]
 
     def close(self) -> None:
         """Close the file. Everything saved is durable already."""
@@ -466,9 +458,9 @@ class WAL:
         self._begin_change()
         self._roll(0, groups)
         self.failed = False
-        for segment in self._segments[:-1]:
+        for segment in self.segments[:-1]:
             segment.last_index = 0
-        self._segments[-1].last_index = self.last_index
+        self.segments[-1].last_index = self.last_index
         self.release(self.snapshot[0])
 
     def _append(self, parts: list[bytes]) -> None:
@@ -476,7 +468,7 @@ class WAL:
         body = b"".join(parts)
         size_bytes = _frame_bytes(len(body), self._seal)
         self._begin_change()
-        if self._position + size_bytes > self._segments[-1].size_bytes:
+        if self._position + size_bytes > self.segments[-1].size_bytes:
             if self._failed_bytes:
                 self._write(bytes(self._failed_bytes)).sync()
             self._roll(size_bytes)
@@ -524,7 +516,7 @@ class WAL:
 
         Reserves the space, so a full disk is found before anything is written; a thread waits
         for it."""
-        sequence = self._segments[-1].sequence + 1 if self._segments else 1
+        sequence = self.segments[-1].sequence + 1 if self.segments else 1
         path = os.path.join(self._directory, f"{sequence:016x}.wal")
         key = self._keys.first if self._keys is not None else None
         extra = _CRC.size + (0 if key is None else _SEAL.size + OVERHEAD_BYTES)
@@ -559,7 +551,7 @@ class WAL:
         self.close()
         self._file, self._seal = file, seal
         self._position, self._frame_sequence, self._chain = position, frame_sequence, chain
-        self._segments.append(_Segment(path, sequence, segment_bytes))
+        self.segments.append(Segment(path, sequence, segment_bytes))
 
     def _sync_directory(self) -> None:
         if self.sync_enabled:
@@ -569,7 +561,7 @@ class WAL:
         """Forget the entries from `index` on."""
         if index <= self.last_index:
             self.last_index = index - 1
-            for segment in self._segments:
+            for segment in self.segments:
                 segment.last_index = min(segment.last_index, index - 1)
 
     def _apply_marker(self, index: int, term: int, discard_log: bool) -> bool:
@@ -621,7 +613,7 @@ class _Recovery:
                     wal = self._begin(header, segment_bytes)
                 wal._seal = seal
                 self._check_continues(wal, path, header)
-                wal._segments.append(_Segment(path, int(name[:16], 16), header.segment_bytes))
+                wal.segments.append(Segment(path, int(name[:16], 16), header.segment_bytes))
                 wal._position = header.header_bytes
                 data = file.pread(header.segment_bytes, 0)
                 torn_end = self._replay(wal, data, path, last=name == self._names[-1])
@@ -666,8 +658,8 @@ class _Recovery:
 
     def _check_continues(self, wal: WAL, path: str, header: _Header) -> None:
         """Raise WALDamaged unless the segment at `path` continues those read so far."""
-        if wal._segments:
-            before = wal._segments[-1]
+        if wal.segments:
+            before = wal.segments[-1]
             sequence = before.sequence + 1
             if not path.endswith(f"{sequence:016x}.wal"):
                 missing = os.path.join(self._directory, f"{sequence:016x}.wal")
@@ -687,7 +679,7 @@ class _Recovery:
         """Raise WALDamaged if an entry after the snapshot is in none of the segments."""
         index = wal.snapshot[0] + 1
         if index <= wal.last_index and not (self._entries and self._entries[0].index <= index):
-            path = wal._segments[0].path
+            path = wal.segments[0].path
             raise WALDamaged(path, 0, f"the segments before it, with entry {index}, are missing")
 
     def _replay(self, wal: WAL, data: bytes, path: str, last: bool) -> int:
@@ -695,7 +687,7 @@ class _Recovery:
 
         Returns the end of a torn frame after that, or 0. Raises WALDamaged. Hot: one loop over
         frames and records takes half to two thirds of the time of a call for each."""
-        end, seal, segment = _used_bytes(data), wal._seal, wal._segments[-1]
+        end, seal, segment = _used_bytes(data), wal._seal, wal.segments[-1]
         sequence, chain, position = wal._frame_sequence, wal._chain, wal._position
         last_index, covered = wal.last_index, wal.snapshot[0]
         entries, last_frame, hard_state = self._entries, 0, b""
@@ -759,7 +751,7 @@ class _Recovery:
                 wal._replace_from(index)
                 del entries[max(0, index - entries[0].index) if entries else 0 :]
             entries.append(entry)
-            wal._segments[-1].last_index = wal.last_index = index
+            wal.segments[-1].last_index = wal.last_index = index
         elif record == _MARKER_TYPE:  # It has index and term in the other order.
             if wal._apply_marker(entry.term, index, bool(entry.kind)):
                 entries.clear()
