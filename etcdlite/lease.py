@@ -59,9 +59,9 @@ class _Lease:
     # 100,000 of these must be small: the single key that most leases hold is stored without a dict.
     __slots__ = ("ttl_s", "remaining_ttl_s", "deadline", "scheduled", "promotion", "keys")
 
-    def __init__(self, ttl_s: int, remaining_ttl_s: int) -> None:
+    def __init__(self, ttl_s: int) -> None:
         self.ttl_s = ttl_s
-        self.remaining_ttl_s = remaining_ttl_s
+        self.remaining_ttl_s = 0
         self.deadline = 0.0
         self.scheduled = 0.0
         self.promotion = 0
@@ -98,7 +98,7 @@ class Lessor:
             raise errors.error("LeaseTTLTooLarge")
         if lease_id in self._leases:
             raise errors.error("LeaseExist")
-        lease = self._leases[lease_id] = _Lease(max(ttl_s, self.min_ttl_s), 0)
+        lease = self._leases[lease_id] = _Lease(max(ttl_s, self.min_ttl_s))
         if self.promoted:
             self._place(lease_id, lease, now + lease.ttl_s, now)
         return lease.ttl_s
@@ -183,7 +183,7 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is None:
             assert not self.promoted, "a lease without a grant has no deadline"
-            lease = self._leases[lease_id] = _Lease(0, 0)
+            lease = self._leases[lease_id] = _Lease(0)
         lease.ttl_s = fields.get(0x10, 0)
         lease.remaining_ttl_s = fields.get(0x18, 0)
 

@@ -520,7 +520,7 @@ class _Result:
         self,
         tag: bytes,
         header: bytes,
-        body: Sequence[bytes] = (),
+        body: Sequence[bytes],
         asked: proto.RangeRequest | None = None,
         revision: int = 0,
     ) -> None:
