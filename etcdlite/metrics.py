@@ -37,20 +37,10 @@ def doubling(first: float, count: int) -> tuple[float, ...]:
     return tuple(first * 2.0**at for at in range(count))
 
 
-# Upper bounds of buckets. Those with etcd's names have etcd's bounds.
+# Upper bounds of buckets. Histograms with etcd's names have etcd's bounds.
 SYNC_BOUNDS_S = doubling(0.001, 14)
-ROUND_TRIP_BOUNDS_S = doubling(0.0001, 16)
-DEFRAGMENT_BOUNDS_S = doubling(0.1, 13)
-SNAPSHOT_BOUNDS_S = doubling(0.01, 17)
-HASH_BOUNDS_S = doubling(0.01, 15)
-PAUSE_BOUNDS_MS = doubling(1, 13)
-COMPACTION_BOUNDS_MS = doubling(100, 14)
-LEASE_BOUNDS_S = doubling(1, 24)
 SHORT_BOUNDS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
-BATCH_BOUNDS = doubling(1, 13)
-CHECKPOINT_BOUNDS_S = doubling(0.01, 14)
 APPLY_BOUNDS_S = doubling(0.0001, 20)
-SNAPSHOT_SAVE_BOUNDS_S = doubling(0.1, 10)
 HANDLING_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 ALERT_CODES = (
@@ -168,7 +158,7 @@ class Peer:
         self.sent_bytes = 0
         self.send_failures = 0
         """Messages that were dropped: there is no connection, or too much waits on it."""
-        self.round_trip_s = Histogram(ROUND_TRIP_BOUNDS_S)
+        self.round_trip_s = Histogram(doubling(0.0001, 16))
 
 
 class Metrics:
@@ -187,29 +177,29 @@ class Metrics:
         """Seconds per applied write, by method number and success."""
         self.learners_promoted = 0
         self.heartbeats_failed = 0
-        self.batch_requests = Histogram(BATCH_BOUNDS)
+        self.batch_requests = Histogram(doubling(1, 13))
         # The store.
         self.puts = 0
         self.deletes = 0
         self.ranges = 0
         self.txns = 0
-        self.hash_s = Histogram(HASH_BOUNDS_S)
-        self.hash_rev_s = Histogram(HASH_BOUNDS_S)
-        self.compaction_pause_ms = Histogram(PAUSE_BOUNDS_MS)
-        self.compaction_ms = Histogram(COMPACTION_BOUNDS_MS)
+        self.hash_s = Histogram(doubling(0.01, 15))
+        self.hash_rev_s = Histogram(doubling(0.01, 15))
+        self.compaction_pause_ms = Histogram(doubling(1, 13))
+        self.compaction_ms = Histogram(doubling(100, 14))
         self.last_compaction_s = 0.0
-        self.defragment_s = Histogram(DEFRAGMENT_BOUNDS_S)
-        self.snapshot_s = Histogram(SNAPSHOT_BOUNDS_S)
-        self.snapshot_receive_s = Histogram(SNAPSHOT_SAVE_BOUNDS_S)
+        self.defragment_s = Histogram(doubling(0.1, 13))
+        self.snapshot_s = Histogram(doubling(0.01, 17))
+        self.snapshot_receive_s = Histogram(doubling(0.1, 10))
         """From the first byte of the leader's snapshot until it is durable."""
         self.snapshot_sync_s = Histogram(SYNC_BOUNDS_S)
-        self.checkpoint_s = Histogram(CHECKPOINT_BOUNDS_S)
+        self.checkpoint_s = Histogram(doubling(0.01, 14))
         # Leases.
         self.leases_granted = 0
         self.leases_revoked = 0
         self.leases_renewed = 0
         self.leases_expired = 0
-        self.lease_ttl_s = Histogram(LEASE_BOUNDS_S)
+        self.lease_ttl_s = Histogram(doubling(1, 24))
         # Written by the log thread.
         self.log_sync_s = Histogram(sorted({*SYNC_BOUNDS_S, *SHORT_BOUNDS_S}))
         """Shown twice: with etcd's bounds, which begin at a millisecond, and with finer ones."""
