@@ -89,8 +89,6 @@ Items = tuple[Sequence[bytes], Sequence[bytes]]
 
 
 class Bucket(NamedTuple):
-    """A bucket to write."""
-
     name: bytes
     items: Iterator[Items]
     """Its keys and values, keys ascending, up to `MAX_ITEMS` at once. There is a pause after each

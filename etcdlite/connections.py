@@ -158,8 +158,6 @@ class Connection:
 
 
 class Connections:
-    """All connections of the process."""
-
     def __init__(
         self,
         settings: Config,

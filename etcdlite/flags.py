@@ -532,7 +532,6 @@ def find(name: str) -> Flag | None:
 
 
 def help_text() -> str:
-    """What --help prints."""
     out = [
         "Usage: etcdlite [flags]",
         "",

@@ -45,7 +45,6 @@ class ProtocolError(ValueError):
 
 
 def frame(request_id: int, method: int, flags: int, body: bytes) -> bytes:
-    """One whole frame."""
     return FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags) + body
 
 

@@ -129,7 +129,6 @@ class Lessor:
             keys[key] = None
 
     def detach(self, key: bytes) -> None:
-        """Detach `key` from its lease, if it has one."""
         lease_id = self.key_lease.pop(key, None)
         if lease_id is None:
             return

@@ -82,7 +82,6 @@ class Histogram:
         return self._sum
 
     def observe_several(self, value: float, count: int) -> None:
-        """`count` observations of the same value."""
         self._latest.extend([value] * count)
 
     def settle(self) -> None:

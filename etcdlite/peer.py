@@ -327,7 +327,6 @@ class PeerConnection(Session):
     # Output.
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        """Send one frame."""
         if self.version == peer_frames.VERSION:
             head = peer_frames.header(request_id, method, flags, body)
         else:

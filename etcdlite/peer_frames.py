@@ -41,7 +41,6 @@ def header(request_id: int, method: int, flags: int, body: bytes) -> bytes:
 
 
 def frame(request_id: int, method: int, flags: int, body: bytes) -> bytes:
-    """One whole frame."""
     return header(request_id, method, flags, body) + body
 
 

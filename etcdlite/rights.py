@@ -67,8 +67,6 @@ EVERYTHING = KeySet([(b"", b"")])
 
 
 class Rights:
-    """What one user may do."""
-
     __slots__ = ("is_root", "read", "write")
 
     def __init__(self, roles: frozenset[str], read: KeySet, write: KeySet) -> None:

@@ -78,7 +78,6 @@ class Key:
         return f"Key({self.id.hex()})"
 
     def seal(self, text: bytes, place: bytes) -> bytes:
-        """The sealed piece."""
         nonce = self.random_bytes(NONCE_BYTES)
         return nonce + self._encrypt(text, place, nonce, self._secret)
 

@@ -31,8 +31,6 @@ CHECK_INTERVAL_S = 1.0
 
 
 class Secret:
-    """One shared secret."""
-
     def __init__(self, key: bytes) -> None:
         self.key = key
         """The psk of `noise.py`: 32 bytes."""
@@ -47,7 +45,6 @@ Secrets = tuple[Secret, ...]
 
 
 def ids(secrets: Secrets) -> str:
-    """The ids, to be shown."""
     return ", ".join(secret.id.hex() for secret in secrets)
 
 

@@ -20,8 +20,6 @@ Ready = Callable[[int], None]
 
 
 class Turns:
-    """The rotation."""
-
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` returns seconds."""
         self.share_end = 0.0

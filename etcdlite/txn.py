@@ -353,7 +353,6 @@ class _Reading:
         self._is_read_only = is_read_only
 
     def count(self, size_bytes: int) -> None:
-        """Count what was read."""
         self.step_bytes += size_bytes
         self.read_bytes += size_bytes
         if self.read_bytes > self.limit_bytes:

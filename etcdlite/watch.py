@@ -374,7 +374,6 @@ class WatchHub:
 
     @property
     def has_work(self) -> bool:
-        """There is work for `run`."""
         return bool(
             self._sweeps
             or self._behind

@@ -38,8 +38,6 @@ _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----\s*(.*?)-----END \1-----
 
 
 class Certificate(NamedTuple):
-    """What one certificate says."""
-
     serial: int
     not_before: float
     """Unix time in seconds, as `not_after`."""

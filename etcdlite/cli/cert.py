@@ -133,7 +133,6 @@ def authority_in(folder: str) -> Pair:
 
 
 def hosts_of(given: tuple[str, ...], kind: str) -> tuple[str, ...]:
-    """The hosts in a certificate of a kind."""
     hosts = [host.strip("[]") for host in given]
     if kind != "client":
         hosts = [*(hosts or [socket.gethostname()]), *LOOPBACK]

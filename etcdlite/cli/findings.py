@@ -87,8 +87,6 @@ class Finding(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What there is to see."""
-
     now_s: float
     """Unix time on this machine."""
     members: tuple[Seen, ...] = ()

@@ -57,7 +57,6 @@ def command_help(command: Command) -> str:
 
 
 def group_help(group: str, text: str, commands: Sequence[Command]) -> str:
-    """`commands`: those of the group."""
     rows = [(command.name.split()[1], command.help) for command in commands]
     return (
         f"NAME:\n  {group} - {text}\n\nUSAGE:\n  {PROGRAM} {group} <subcommand>\n\n"

@@ -83,7 +83,6 @@ class Gateway:
         return str(self._endpoints[self._at])
 
     def close(self) -> None:
-        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

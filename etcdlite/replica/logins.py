@@ -149,7 +149,6 @@ class Logins:
         return None
 
     def finished(self, job: Job) -> None:
-        """The job has run."""
         self._running -= 1
         job.finish()
 

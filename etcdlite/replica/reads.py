@@ -180,7 +180,6 @@ class Reads:
 
     @property
     def can_serve(self) -> bool:
-        """`serve` may have something to do."""
         return bool(self.ready or self.slow or self._late_answers)
 
     @property

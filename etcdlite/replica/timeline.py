@@ -75,7 +75,6 @@ class Timeline:
     # Changes.
 
     def time_steps(self, unix_s: int) -> Generator[None, None, None]:
-        """Apply a `Time`."""
         revision = self._store.revision
         if revision <= max(1, self.last_revision):
             return

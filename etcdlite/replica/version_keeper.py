@@ -164,7 +164,6 @@ class VersionKeeper:
         return lowest
 
     def _next_change(self) -> proto.ClusterVersion | None:
-        """The change of the cluster version that is due; None if there is none."""
         cluster_version, lowest = self._cluster_version, self.lowest
         if lowest is None or lowest < SETS_VERSION:
             return None

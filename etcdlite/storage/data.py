@@ -408,7 +408,6 @@ class DataFile:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all segments."""
         return sum(self.sizes.values()) + self.offset
 
     @property

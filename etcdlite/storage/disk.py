@@ -322,7 +322,6 @@ class Disk:
         return self._locked(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, fcntl.LOCK_SH)
 
     def open_read(self, path: str) -> File:
-        """Open for reading."""
         while True:
             try:
                 file = self._locked(path, os.O_RDONLY, fcntl.LOCK_SH)

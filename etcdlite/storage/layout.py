@@ -188,7 +188,6 @@ class Numbering:
 
 
 def record(kind: int, body: bytes) -> bytes:
-    """The bytes of a record of type `kind`."""
     word = len(body) << 4 | kind
     return RECORD_HEADER.pack(crc32(body, word), word) + body
 

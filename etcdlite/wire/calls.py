@@ -54,8 +54,6 @@ class CallOwner(Session, Protocol):
 
 
 class Call:
-    """One call in progress."""
-
     is_closed = False
     """`close` was called, or is about to be."""
     is_ready = False

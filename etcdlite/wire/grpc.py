@@ -340,8 +340,6 @@ class GrpcStream(Stream):
 
 
 class GrpcSession(http2.Connection, ClientSession):
-    """One connection."""
-
     protocol = "grpc"
     streams_ranges = True
     is_served_to_the_end = True
@@ -595,7 +593,6 @@ class GrpcSession(http2.Connection, ClientSession):
             self._run(stream, request, stream.message)
 
     def _run(self, stream: GrpcStream, request: Request, message: bytes) -> None:
-        """Run a request of one message."""
         number = request.number
         stream.message = None
         self._partial_bytes -= len(message)
@@ -716,7 +713,6 @@ class GrpcSession(http2.Connection, ClientSession):
         self.fail(stream.id, stream.request.number, EtcdError(code, text))
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """Send one message of a stream."""
         # The hot path of watches. Same as `send_data`, in one piece.
         stream = self.streams.get(request_id)
         if stream is None or stream is GHOST:
@@ -755,7 +751,6 @@ class GrpcSession(http2.Connection, ClientSession):
         outbox.unsent_bytes += len(head) + length
 
     def end_call(self, request_id: int, method: int) -> None:
-        """End a stream."""
         stream = self._close(request_id)
         if stream is None:
             return

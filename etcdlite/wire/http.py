@@ -175,7 +175,6 @@ class _Request:
         return rpc
 
     def count_end(self, now: float, code: int = errors.OK) -> None:
-        """Count its end, once."""
         rpc, self.rpc = self.rpc, None
         if rpc is not None and code == errors.OK:
             rpc.handling_s.observe(now - self.began)

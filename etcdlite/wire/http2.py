@@ -655,7 +655,6 @@ class Connection(Session):
     # Output.
 
     def send_headers(self, stream: Stream, block: bytes) -> None:
-        """Send the header of the answer."""
         stream.headers_sent = True
         if self.table_update:
             block, self.table_update = self.table_update + block, b""

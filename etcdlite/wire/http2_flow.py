@@ -83,7 +83,6 @@ class Flow:
         stream.credit -= size_bytes
 
     def hold(self, stream: Outgoing, head: bytes, body: bytes) -> None:
-        """Hold `head` and `body`."""
         size = len(head) + len(body)
         if stream.held is None:
             stream.held = deque()

@@ -238,7 +238,6 @@ class NativeSession(ClientSession):
         self.send(request_id, method, END | ERROR, body)
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
-        """Send one message of a stream."""
         # The hot path of watches.
         outbox = self.outbox
         if not outbox.is_queued:
@@ -248,13 +247,11 @@ class NativeSession(ClientSession):
         outbox.unsent_bytes += size + FRAME_HEADER_BYTES
 
     def end_call(self, request_id: int, method: int) -> None:
-        """End a stream."""
         if self._requests.pop(request_id, None) is not None:
             self.calls.close(request_id)
             self.send(request_id, method, END, b"")
 
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
-        """Send one frame."""
         head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
         self.outbox.append(head + body)
 
