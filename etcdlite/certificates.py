@@ -48,8 +48,6 @@ class CertificateError(Explained):
 
 
 class Profile(NamedTuple):
-    """What a certificate says."""
-
     kind: str
     """A key of `USES`."""
     name: str

@@ -314,7 +314,6 @@ def install_snapshot(disk: Disk, data: str, index: int) -> None:
 
 
 def drop_snapshot(disk: Disk, data: str, index: int) -> None:
-    """Remove a snapshot that is not needed."""
     _remove_tree(disk, f"{os.path.dirname(data)}/{_SNAPSHOT}{index:016x}")
 
 

@@ -43,7 +43,6 @@ def hash_steps(store: Store, revision: int) -> Generator[None, None, int]:
 
 
 def _has_keys(store: Store, revision: int) -> Generator[None, None, bool]:
-    """Whether any key exists as of `revision`."""
     cursor: bytes | None = b""
     while cursor is not None:
         found, cursor = store.index.scan(cursor, None, revision, 1)

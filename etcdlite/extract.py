@@ -222,5 +222,4 @@ def _pair(path: str, body: bytes) -> tuple[int, int]:
 
 
 def in_prefixes(key: bytes, prefixes: Sequence[bytes]) -> bool:
-    """Whether a key begins with one of the prefixes."""
     return any(key.startswith(prefix) for prefix in prefixes)

@@ -520,7 +520,6 @@ EXPERIMENTAL = "experimental-"
 
 
 def variable_name(prefix: str, name: str) -> str:
-    """The environment variable of a flag."""
     return prefix + name.upper().replace("-", "_")
 
 

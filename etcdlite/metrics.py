@@ -161,8 +161,6 @@ class Peer:
 
 
 class Metrics:
-    """The counts of one member."""
-
     def __init__(self) -> None:
         # Consensus.
         self.proposals_pending = 0

@@ -198,7 +198,6 @@ def encode_message(message: Message) -> bytes:
 
 
 def encode_forward(term: int, payload: bytes) -> bytes:
-    """The body of a FORWARD frame."""
     return _TERM.pack(term) + payload
 
 

@@ -100,7 +100,6 @@ class PlainTxn(proto.TxnRequest):
 
     @property
     def puts(self) -> list[Put]:
-        """The puts of both branches."""
         return [put for branch in self.branches if isinstance(branch, list) for put in branch]
 
 

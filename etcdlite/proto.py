@@ -87,8 +87,6 @@ class _Generated:
 
 
 class Message:
-    """The base class of all messages."""
-
     NAME = ""
     FIELDS: ClassVar[tuple[Field, ...]] = ()
     FIELD_BY_NUMBER: ClassVar[dict[int, Field]] = {}

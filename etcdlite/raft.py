@@ -669,7 +669,6 @@ class Raft:
 
     @property
     def is_alone(self) -> bool:
-        """This node is the only member."""
         return self.voters == {self.id} and not self.learners
 
     def _may_campaign(self) -> bool:

@@ -16,8 +16,6 @@ from etcdlite.methods import NAMES
 
 
 class Requester(Protocol):
-    """The sender of a request."""
-
     @property
     def is_member(self) -> bool:
         """A member asks, for itself or for a client whose rights it has checked."""

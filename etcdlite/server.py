@@ -103,8 +103,6 @@ MIN_SEGMENT_BYTES = 1 << 20
 
 
 class Server:
-    """The process of one member."""
-
     def __init__(
         self, settings: config.Config, reload: Callable[[], config.Config] | None = None
     ) -> None:

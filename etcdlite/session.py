@@ -76,8 +76,6 @@ def partial_timeout_s(size_bytes: int) -> float:
 
 
 class Outbox:
-    """The output of one connection."""
-
     __slots__ = (
         "_clock", "_held_moved_at", "_moved_at", "_on_output", "_period_began", "_period_bytes",
         "_rest", "_session", "held_bytes", "high_water_bytes", "is_queued", "is_stuck",

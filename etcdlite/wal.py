@@ -575,8 +575,6 @@ class WAL:
 
 
 class _Header(NamedTuple):
-    """What a segment header says."""
-
     header_bytes: int
     segment_bytes: int
     metadata: bytes

@@ -123,8 +123,6 @@ class Sink(Protocol):
 
 
 class _ClosedSink:
-    """The sink of a closed stream and its watches."""
-
     blocked = True
 
     def send(self, body: bytes) -> None:

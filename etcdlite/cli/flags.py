@@ -38,8 +38,6 @@ class Flag(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A row of the table of commands."""
-
     usage: str
     """Begins with the command's name, of one word or two."""
     help: str

@@ -192,8 +192,6 @@ class _Overtaken(Exception):
 
 
 class Mirror:
-    """One run of the command."""
-
     def __init__(self, session: Session, source: Any, target: Any) -> None:
         """`source` and `target` are clients. Raises Failure."""
         flags = session.flags
@@ -483,7 +481,6 @@ class Mirror:
         self._batch_bytes += change.size_bytes
 
     def _commit(self) -> None:
-        """Write the batch."""
         if self._batch:
             self._write(self._batch, self._position)
             self._total += len(self._batch)

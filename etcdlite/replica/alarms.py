@@ -221,7 +221,6 @@ class Alarms:
 
 
 def alarm_name(kind: int) -> str:
-    """etcd's name of an alarm."""
     return {NOSPACE: "NOSPACE", CORRUPT: "CORRUPT"}.get(kind, str(kind))
 
 

@@ -40,8 +40,6 @@ interpreter a few times, and a busy loop would delay it each time."""
 
 
 class Background:
-    """The slices of background work."""
-
     def __init__(
         self,
         reads: Reads,

@@ -102,7 +102,6 @@ class HashCheck:
         self._hash(self._state.store.revision, self._hashed_initially)
 
     def _hash(self, revision: int, done: Done) -> None:
-        """Hash the state of this member."""
         request = proto.HashKVRequest(revision=revision, of_members=True)
         self._read_now(Asked(done), 0, HASH_KV, request)
 

@@ -25,8 +25,6 @@ RETRIED_AT_ONCE = 1_000
 
 
 class Questions:
-    """The questions that are not answered yet."""
-
     def __init__(
         self,
         raft: Raft,

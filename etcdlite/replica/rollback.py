@@ -149,7 +149,6 @@ class RollbackCheck:
         self.is_over = False
 
     def tick(self, now: float) -> None:
-        """Some time has passed."""
         if now >= self._until and not self.refusal:
             self.is_over = True
         self._note_acknowledged()

@@ -93,7 +93,6 @@ class DataFile:
         self.recent_bytes = 0
 
     def path(self, number: int) -> str:
-        """The file of segment `number`."""
         return f"{self.directory}/{layout.segment_name(number)}"
 
     # Writing.

@@ -113,7 +113,6 @@ class SortedTable(MutableMapping[bytes, Row]):
     # Ranges: [start, end); end None: no upper bound.
 
     def count(self, start: bytes, end: bytes | None) -> int:
-        """How many keys there are in a range."""
         first, begin, _ = self.find(start)
         last, stop = (len(self._parts), 0) if end is None else self.find(end)[:2]
         if last - first > 16:

@@ -65,7 +65,6 @@ class Carried(Call):
         """The answer is complete."""
 
     def begin(self, stream: GrpcStream) -> None:
-        """Serve the request of `stream`."""
         self._stream = stream
         self._is_chunked = not stream.is_ended and stream.content_length is None
         framing = b"transfer-encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n"

@@ -99,7 +99,6 @@ class Flow:
             self.ready[stream.id] = stream
 
     def drop(self, stream: Outgoing) -> None:
-        """Drop the held output of a stream."""
         if (self.ready.pop(stream.id, None) or self._shut.pop(stream.id, None)) is not None:
             self._outbox.drop(stream.held_bytes)
             stream.held = None
