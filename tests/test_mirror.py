@@ -654,6 +654,34 @@ def test_an_answer_that_is_cut_off_is_not_called_too_long() -> None:
         gateway.close()
 
 
+def test_a_gateway_logs_in_again_when_users_change(tmp_path: Path) -> None:
+    """A JSON Web Token is not valid any more once users or roles have changed."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret" * 10)
+    token = f"--auth-token=jwt,sign-method=HS256,priv-key={secret}"
+    with running_etcd(tmp_path / "etcd", flags=[token]) as endpoint:
+        root = Gateway([endpoint], user="root", password="root", timeout_s=PATIENCE_S)
+        put = proto.PutRequest(key=b"a", value=b"b")
+        assert root.call("KV.Put", put).header.revision == 2, "the user does not count yet"
+        for method, request in (
+            ("Auth.UserAdd", proto.AuthUserAddRequest(name="root", password="root")),
+            ("Auth.RoleAdd", proto.AuthRoleAddRequest(name="root")),
+            ("Auth.UserGrantRole", proto.AuthUserGrantRoleRequest(user="root", role="root")),
+            ("Auth.AuthEnable", proto.AuthEnableRequest()),
+        ):
+            root.call(method, request)
+        assert root.call("KV.Put", put).header.revision == 3
+        other = Gateway([endpoint], user="root", password="root", timeout_s=PATIENCE_S)
+        other.call("Auth.RoleAdd", proto.AuthRoleAddRequest(name="r"))
+        watch = proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"a"))
+        with root.stream("Watch.Watch", watch) as stream:
+            assert not next(iter(stream)).canceled
+        other.call("Auth.RoleAdd", proto.AuthRoleAddRequest(name="s"))
+        assert root.call("KV.Put", put).header.revision == 4
+        for gateway in (root, other):
+            gateway.close()
+
+
 def test_a_gateway_names_the_endpoint_that_failed() -> None:
     """The last one that it tried, and not the one that it would try next."""
     endpoints = [f"127.0.0.1:{port}" for port in free_ports(3)]

@@ -193,6 +193,7 @@ class DeadlineExceeded(EtcdliteError): ...
 # fmt: on
 
 
+_BY_TEXT["auth: revision in header is old"] = AuthOldRevision  # etcd 3.5, about a JSON Web Token.
 _BY_CODE = {_etcd.UNAVAILABLE: Unavailable, _etcd.UNIMPLEMENTED: Unimplemented}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from etcdlite import json_mapping, proto
 from etcdlite.client import errors
-from etcdlite.client.calls import error_at
+from etcdlite.client.calls import STALE_LOGIN, error_at
 from etcdlite.client.connection import cause_of, parse_endpoint
 from etcdlite.client.errors import ProtocolViolation
 from etcdlite.client.link import keep_tcp_alive
@@ -65,7 +65,8 @@ class Gateway:
         self._dial_timeout_s = dial_timeout_s
         self._user = user
         self._password = password
-        self._token = ""
+        self._token: str | None = None
+        """None: a login is due; empty: the server knows no users."""
         self._at = 0
         """The endpoint in use."""
         self._connection: http.client.HTTPConnection | None = None
@@ -98,22 +99,22 @@ class Gateway:
         is_read = row.retry is Retry.ALWAYS
         body = json_mapping.text(request).encode()
         for attempt in range(2):
-            if self._user and not self._token and method != "Auth.Authenticate":
+            if self._user and self._token is None and method != "Auth.Authenticate":
                 self._log_in()
             status, answer = self._exchange("POST", row.http_paths[0], body, is_read)
             value = self._parsed(answer, status)
             if status == 200:
                 return self._message(row.response, value)
             failure = self._error(value)
-            if not isinstance(failure, errors.InvalidAuthToken) or attempt:
+            if not isinstance(failure, STALE_LOGIN) or attempt:
                 raise failure
-            self._token = ""  # Tokens end, also when a member restarts.
+            self._token = None  # Tokens end, also when a member restarts.
         raise AssertionError
 
     def stream(self, method: str, request: Any) -> GatewayStream:
         """The messages that answer `request`, on a connection of its own. Raises EtcdliteError."""
-        if self._user and not self._token:
-            self._log_in()
+        if self._user:
+            self._log_in()  # A watch whose token is not valid any more fails without an HTTP error.
         row = METHOD_BY_NAME[method]
         body = json_mapping.text(request).encode()
         connection = self._connect_any()
@@ -125,8 +126,6 @@ class Gateway:
                 raise self._error(self._parsed(response.read(MAX_BODY_BYTES), response.status))
         except (errors.EtcdliteError, *FAILURES) as failure:
             connection.close()
-            if isinstance(failure, errors.InvalidAuthToken):
-                self._token = ""
             is_answer = isinstance(failure, errors.EtcdliteError)
             raise (failure if is_answer else self._broken(failure)) from None
         sock.settimeout(None)
@@ -145,7 +144,7 @@ class Gateway:
         try:
             self._token = self.call("Auth.Authenticate", request).token
         except errors.AuthNotEnabled:  # As in other clients, the user does not count there.
-            self._user = ""
+            self._token = ""
 
     def _connected(self) -> http.client.HTTPConnection:
         """A new connection to the endpoint in use. Raises OSError."""
