@@ -8,8 +8,8 @@ its user has got another password or was made again. etcd goes on to accept it f
 concern keys: the users, for example.
 
 Only the configured method of signing counts, whatever a token says: none of "none", and no public
-key that is taken for a shared secret. PyJWT does the work, and cryptography that of its keys; both
-are imported only here.
+key that is taken for a shared secret. The public key may be in a certificate, as in etcd. PyJWT
+does the work, and cryptography that of its keys; both are imported only here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,9 @@ METHODS = tuple(
     f"{kind}{bits}" for kind in ("RS", "ES", "PS", "HS") for bits in (256, 384, 512)
 ) + ("EdDSA",)
 
-DEFAULT_TTL = "5m"
-
 MAX_KEY_BYTES = 64 << 10
 
 MAX_TOKEN_CHARS = 16 << 10
-
-MAX_REVISION = 1 << 63
 
 
 class JwtTokens:
@@ -74,8 +70,7 @@ class JwtTokens:
         return True
 
     def author(self, auth: Auth, token: str) -> Author:
-        known = self._known.get(token) or self._verify(token)
-        name, revision, ends = known
+        name, revision, ends = self._known.get(token) or self._verify(token)
         if time.time() >= ends:
             self._known.pop(token, None)
             raise error("InvalidAuthToken")
@@ -98,7 +93,7 @@ class JwtTokens:
             name, revision = claims["username"], claims["revision"]
             if not isinstance(name, str) or len(name.encode()) > MAX_NAME_BYTES:
                 raise ValueError
-            if not isinstance(revision, int) or not 0 <= revision < MAX_REVISION:
+            if not isinstance(revision, int) or not 0 <= revision < 1 << 63:
                 raise ValueError
             known = (name, revision, float(claims["exp"]))
         except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
@@ -125,14 +120,18 @@ def load(options: Mapping[str, str]) -> JwtTokens:
             "jwt needs the packages python3-jwt and python3-cryptography (or: pip install "
             "'pyjwt[crypto]')"
         ) from None
-    ttl_s = parse_duration_s(options.get("ttl", DEFAULT_TTL))
+    ttl_s = parse_duration_s(options.get("ttl", "5m"))
     keys: dict[str, Any] = {}
     for name in ("priv-key", "pub-key"):
         if name in options:
-            pem = _read(options[name], is_secret=name == "priv-key" or method.startswith("HS"))
+            key: Any = _read(options[name], name == "priv-key" or method.startswith("HS"))
             try:
+                if name == "pub-key" and b"-----BEGIN CERTIFICATE-----" in key:
+                    from cryptography import x509
+
+                    key = x509.load_pem_x509_certificate(key).public_key()
                 # Twice: PyJWT 2.6 checks the kind of a key only if it is not PEM.
-                keys[name] = algorithm.prepare_key(algorithm.prepare_key(pem))
+                keys[name] = algorithm.prepare_key(algorithm.prepare_key(key))
             except (ValueError, TypeError, jwt.InvalidKeyError) as failure:
                 raise ValueError(
                     f"{options[name]} does not hold a key in PEM that {method} can use: {failure}"

@@ -15,7 +15,7 @@ def check_url(url: str) -> None:
     """Raises ValueError unless `url` is http://HOST:PORT or https://HOST:PORT."""
     scheme = url.partition("://")[0]
     if scheme in ("unix", "unixs"):
-        raise ValueError("not served: clients connect by TCP only; write http://HOST:PORT")
+        raise ValueError("not served: connections are by TCP only; write http://HOST:PORT")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -125,7 +125,7 @@ def parse_initial_cluster(
             who = f"{member}, twice" if holders[url] == member else f"{holders[url]} and {member}"
             raise ValueError(f"{url} is the URL of {who}; change one of them")
         holders[url] = member
-    if joins:
+    if joins and {(name, url) for url in peer_urls} & set(pairs):
         pairs = [(m if m != name or url in peer_urls else "", url) for m, url in pairs]
     urls = {url for member, url in pairs if member == name}
     if not urls:

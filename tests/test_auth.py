@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -902,6 +903,33 @@ def test_json_web_tokens(open_house: Auth, keys: dict[str, Path], method: str, k
     add_role(open_house, "later")
     author = tokens.author(open_house, token)
     assert name_of(lambda: open_house.check(author, PUT, proto.PutRequest())) == "AuthOldRevision"
+
+
+def test_the_public_key_of_json_web_tokens_may_be_a_certificate(
+    open_house: Auth, keys: dict[str, Path], tmp_path: Path
+) -> None:
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    x509 = pytest.importorskip("cryptography.x509")
+    name = x509.Name([])
+    for key, method, other in (("rsa", "RS256", "ES256"), ("ec", "ES256", "PS512")):
+        private: Any = serialization.load_pem_private_key(keys[key].read_bytes(), None)
+        builder = x509.CertificateBuilder(name, name, private.public_key(), 1)
+        builder = builder.not_valid_before(datetime(2020, 1, 1))
+        builder = builder.not_valid_after(datetime(2020, 1, 2))
+        path = tmp_path / key
+        certificate = builder.sign(private, hashes.SHA256())
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        both = jwt_tokens.load(jwt_options(keys, method, priv_key=key, pub_key=str(path)))
+        checks = jwt_tokens.load(jwt_options(keys, method, pub_key=str(path)))
+        token = both.issue(b"", "a", open_house.revision)
+        assert checks.author(open_house, token).name == "a"
+        for wrong in ({"pub_key": str(path)}, {"priv_key": str(path)}):
+            with pytest.raises(ValueError, match=f"does not hold a key in PEM that {other}"):
+                jwt_tokens.load(jwt_options(keys, other, **wrong))
+    path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(ValueError, match="does not hold a key in PEM that RS256"):
+        jwt_tokens.load(jwt_options(keys, "RS256", pub_key=str(path)))
 
 
 def test_a_new_password_ends_json_web_tokens(open_house: Auth, keys: dict[str, Path]) -> None:

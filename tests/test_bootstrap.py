@@ -221,6 +221,13 @@ def test_what_member_add_prints_is_accepted_whoever_else_is_there() -> None:
     assert bootstrap.join_cluster("c", pairs, answering(running)).member_id == own.ID
 
 
+def test_a_member_that_joins_at_other_urls_than_it_advertises_is_told_both() -> None:
+    with pytest.raises(ValueError, match=rf"it has c at {B}, but .* is {C}; make them the same"):
+        parse_initial_cluster([f"a={A}", f"c={B}"], "c", [C], joins=True)
+    with pytest.raises(ValueError, match="this member's name, c, is not in it"):
+        parse_initial_cluster([f"a={A}", f"b={B}"], "c", [C], joins=True)
+
+
 def test_a_removed_member_is_told_how_to_join_again() -> None:
     class Store:
         buckets = {REMOVED: {(7).to_bytes(8, "big"): b""}}
