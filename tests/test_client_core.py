@@ -298,9 +298,10 @@ def test_an_endpoint_with_a_user_is_refused_and_its_password_not_shown() -> None
     assert "hunter2" not in str(refused.value)
 
 
-def test_endpoints_that_are_separated_by_spaces_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="separate endpoints by commas"):
-        client_core.parse_endpoint("10.0.0.1:2379 10.0.0.2:2379")
+@pytest.mark.parametrize("separator", [" ", ",", ", "])
+def test_two_endpoints_in_one_text_are_refused_with_the_remedy(separator: str) -> None:
+    with pytest.raises(ValueError, match="by commas; in Python give a list"):
+        client_core.parse_endpoint(f"10.0.0.1:2379{separator}10.0.0.2:2379")
 
 
 def test_a_lease_once_lost_stays_lost() -> None:

@@ -99,8 +99,9 @@ def parse_endpoint(endpoint: str) -> Endpoint:
     scheme, separator, rest = endpoint.strip().rstrip("/").rpartition("://")
     if "@" in rest:  # The endpoint is not shown: it may have a password.
         raise ValueError("an endpoint has no user: leave out all up to the @, and give user apart")
-    if len(rest.split()) > 1:
-        raise ValueError(f"endpoint {endpoint!r}: separate endpoints by commas")
+    if len(rest.replace(",", " ").split()) > 1:
+        hint = "separate endpoints by commas; in Python give a list of them"
+        raise ValueError(f"endpoint {endpoint!r}: {hint}")
     if separator and scheme not in ("http", "https"):
         raise ValueError(f"endpoint {endpoint!r}: write http:// or https://, not {scheme}://")
     if rest.startswith("["):
