@@ -43,12 +43,11 @@ from etcdlite.wire.site import Site
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 RECEIVE_BYTES = 64 * 1024
-PIECE_BYTES = 32 * 1024
-"""A client's session gets input in pieces of at most this size, at least one per slice."""
-
-MIN_PIECE_BYTES = 256
-SLOW_PIECE_S = 0.008
-"""Pieces shrink down to this minimum while one takes this long: small input can be much work."""
+PIECE_BYTES = 1024
+FRAME_PIECE_BYTES = 32 * 1024
+"""A client's session gets input in pieces of at most this size, at least one per slice. The second
+size is for the rest of a frame that has begun: it is one request, while the bytes of many small
+frames can be much work."""
 
 SAME_LINES_PER_S = 0.1
 """How often the same channel fault of one address is logged; different ones once a second."""
@@ -77,8 +76,7 @@ class Connection:
     """A connected socket and its session."""
 
     __slots__ = (
-        "channel", "host", "is_waiting", "mask", "peer", "piece_bytes", "ready", "rest", "session",
-        "site", "sock",
+        "channel", "host", "is_waiting", "mask", "peer", "ready", "rest", "session", "site", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -103,22 +101,16 @@ class Connection:
         self.mask = READ
         self.rest = b""
         """Input that was read but not processed."""
-        self.piece_bytes = 2 * MIN_PIECE_BYTES
-        """The size of the next piece of input."""
         self.is_waiting = False
         """A thread takes a step of the handshake, or imports the protocol: read nothing."""
 
-    def receive_piece(self, now: float) -> float:
-        """Let the session process a piece of `rest`. Returns the time after it."""
-        size = self.piece_bytes
-        self.session.receive(self.rest[:size])
-        self.rest = self.rest[size:]
-        took_s = time.monotonic() - now
-        if took_s > SLOW_PIECE_S:
-            self.piece_bytes = max(size // 4, MIN_PIECE_BYTES)
-        elif 2 * took_s < SLOW_PIECE_S:
-            self.piece_bytes = min(2 * size, PIECE_BYTES)
-        return now + took_s
+    def receive_piece(self) -> None:
+        """Let the session process a piece of `rest`."""
+        inbox, size = self.session.inbox, PIECE_BYTES
+        if inbox.waiting_bytes:
+            size = max(size, min(inbox.needed_bytes - inbox.waiting_bytes, FRAME_PIECE_BYTES))
+        data, self.rest = self.rest, self.rest[size:]
+        self.session.receive(data[:size])
 
     @property
     def is_closed(self) -> bool:
@@ -435,7 +427,7 @@ class Connections:
                 return
             data = session.first
             session = self._replace(connection, session)
-        if len(data) > MIN_PIECE_BYTES and connection.site is not None:
+        if len(data) > PIECE_BYTES and connection.site is not None:
             connection.rest = data
             self._process(connection)
         else:
@@ -541,10 +533,10 @@ class Connections:
 
     def _process(self, connection: Connection) -> None:
         """Process the input that was read, for one slice."""
-        now = time.monotonic()
         while connection.rest and not connection.session.is_closing:
-            now = connection.receive_piece(now)
-            if not self._may_receive(connection.session) or now > self._turns.share_end:
+            connection.receive_piece()
+            is_late = time.monotonic() > self._turns.share_end
+            if is_late or not self._may_receive(connection.session):
                 break
         self._received(connection)
 

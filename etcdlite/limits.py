@@ -150,6 +150,9 @@ class Limits(NamedTuple):
     max_sends_at_once: int = 5_000
     """Synced watches that are sent an event at once; the others fall behind."""
 
+    max_moves_at_once: int = 20_000
+    """Synced watches that an event may be for; with more, all watches fall behind."""
+
     slice_bytes: int = 64 << 10
     """History that one slice of catching up reads."""
 

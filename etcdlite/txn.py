@@ -644,6 +644,7 @@ def _choose(
     path.append(taken)
     for op in request.success if taken else request.failure:
         if op.request_txn is not None:
+            yield
             yield from _choose(store, op.request_txn, path, began, budget)
 
 
@@ -718,6 +719,7 @@ def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None,
         if range_end:
             start, end = key_range(asked.key, range_end)
             left -= yield from size_steps(store, start, end, began, limit, left + 1)
+            yield
         else:
             record = store.index.at(asked.key, began)
             left -= record[1] if record is not None else 0
@@ -756,7 +758,7 @@ def _read(store: Store, result: _Result, reading: _Reading) -> Generator[None, N
         return
     result.body = (body,)
     reading.count(len(body))
-    if reading.step_bytes >= store.limits.step_bytes:
+    if asked.range_end or reading.step_bytes >= store.limits.step_bytes:
         reading.step_bytes = 0
         yield
 
@@ -811,9 +813,9 @@ def _compare_steps(
 ) -> Generator[None, None, bool]:
     target = compare.target
     if not compare.range_end:
-        kv = _compared(store, compare, compare.key, revision)
-        if kv is not None:
-            return _holds(compare, kv)
+        found, _ = _compared(store, compare, compare.key, revision)
+        if found is not None:
+            return _holds(compare, found)
     else:
         cursor: bytes | None
         cursor, end = key_range(compare.key, compare.range_end)
@@ -827,45 +829,39 @@ def _compare_steps(
                 keys = index.all_keys(cursor, end, step_keys)
             size = 0
             for key in keys:
-                kv = _compared(store, compare, key, revision)
-                if kv is None:
+                found, read_bytes = _compared(store, compare, key, revision)
+                if found is None:
                     continue
                 exists = True
-                if not _holds(compare, kv):
+                if not _holds(compare, found):
                     return False
-                size += len(kv.value)
+                size += read_bytes
                 if size >= step_bytes:
                     size = 0
                     yield
             cursor = keys[-1] + b"\0" if len(keys) == step_keys else None
-            if cursor is not None:
-                yield
+            yield  # Even after few keys: many such compares may follow.
         if exists:
             return True
     # A value that does not exist equals nothing; the numbers of an absent key are 0.
-    return target != proto.Compare.VALUE and _holds(compare, proto.KeyValue())
+    return target != proto.Compare.VALUE and _holds(compare, 0)
 
 
-def _compared(store: Store, compare: proto.Compare, key: bytes, revision: int) -> Any:
-    """The KeyValue of a key to compare with, None if there is none. If the value does not matter,
-    the index is enough, so a damaged record does not change the outcome."""
+def _compared(store: Store, compare: proto.Compare, key: bytes, revision: int) -> tuple[Any, int]:
+    """What a key has in the field to compare, None if it does not exist, and the bytes read for it.
+    For all but the value the index is enough, so a damaged record does not change the outcome."""
+    target = compare.target
+    is_known = 0 <= target < len(TARGETS)
     head = store.index.heads.get(key)
-    if head is not None and compare.target != proto.Compare.VALUE:
-        mod, create, version, _, lease, _ = head
-        if mod <= revision:
-            kv = proto.KeyValue()
-            kv.create_revision, kv.mod_revision = create, mod
-            kv.version, kv.lease = version, lease
-            return kv
-    record = store.get(key, revision)
-    return None if record is None else proto.KeyValue.decode(record)
+    if head is not None and head[0] <= revision and target != proto.Compare.VALUE:
+        return head[_HEAD_PLACES[target]] if is_known else 0, 0
+    if (record := store.get(key, revision)) is None:
+        return None, 0
+    return getattr(proto.KeyValue.decode(record), TARGETS[target]) if is_known else 0, len(record)
 
 
-def _holds(compare: proto.Compare, kv: proto.KeyValue) -> bool:
-    found = given = 0
-    if 0 <= compare.target < len(TARGETS):
-        field = TARGETS[compare.target]
-        found = getattr(kv, field)
-        given = getattr(compare, field) or type(found)()
+def _holds(compare: proto.Compare, found: Any) -> bool:
+    is_known = 0 <= compare.target < len(TARGETS)
+    given = (getattr(compare, TARGETS[compare.target]) if is_known else None) or type(found)()
     is_known = 0 <= compare.result < len(_RESULTS)
     return not is_known or bool(_RESULTS[compare.result](found, given))

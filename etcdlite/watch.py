@@ -15,7 +15,8 @@ A watch that is not synced stores one number and no events, so a slow reader cos
 A synced watch with a blocked sink is parked at the first revision that it cannot be sent.
 
 `notify` does bounded work: watches beyond `max_sends_at_once` fall behind, and all watches do when
-a batch has more than `max_events_at_once` events. Large events and responses count as several.
+a batch has more than `max_events_at_once` events, or events for more than `max_moves_at_once`
+watches. Large events and responses, and events in many ranges, count as several.
 
 `run` catches up with sweeps. A sweep reads history once, slice by slice, from the first revision
 that a waiting watch lacks up to the present, and sends each event to the watches of the sweep that
@@ -103,6 +104,11 @@ _NO_LIMIT = 1 << 62
 
 BYTES_PER_MATCH = 512
 """In `match_step_events`, this much of an encoded event counts as one more event."""
+
+MATCHES_PER_EVENT = 4
+MOVES_PER_GROUP = 10
+"""In `match_step_events`, this many ranges that hold the key of an event count as one more event;
+in `max_moves_at_once`, watches of another key or range count as this many more watches."""
 
 BYTES_PER_SEND = 4096
 """In `max_sends_at_once`, this much of a response that is made counts as one more send."""
@@ -248,10 +254,11 @@ class _Index:
         ranges at most `slice_matches` times, or has the range of one group."""
         matches: dict[_Group, int] = {}
         for count, event in enumerate(events, 1):
-            for groups in self.ranges.holding(event[1]):
+            watching = self.ranges.holding(event[1])
+            for groups in watching:
                 for group in groups.values():
                     matches[group] = matches.get(group, 0) + 1
-            if count % limits.match_step_events == 0:
+            if count % limits.match_step_events == 0 or len(watching) > limits.match_step_events:
                 yield
         part = _Index(rng)
         part.keys = self.keys
@@ -487,8 +494,12 @@ class WatchHub:
             self._start_lag(events[0][0])
             return
         except StopIteration as matched:
-            most = limits.max_sends_at_once
-            blocked, late = finish(self._send_steps(matched.value, events[-1][0], most))
+            batches, most = matched.value, limits.max_sends_at_once
+        moves = MOVES_PER_GROUP * len(batches) + sum(len(group.watches) for group in batches)
+        if moves > limits.max_moves_at_once:  # Too many of them may be blocked or late.
+            self._start_lag(events[0][0])
+            return
+        blocked, late = finish(self._send_steps(batches, events[-1][0], most))
         for watches, state in ((blocked, _PARKED), (late, _BEHIND)):
             for watch in watches:
                 self.synced.remove(watch)
@@ -563,19 +574,13 @@ class WatchHub:
         ranges = index.ranges
         has_ranges = ranges.root is not None
         for at, key, is_delete, kv in events:
-            if left <= 0:
-                left = step
+            watching = ranges.holding(key) if has_ranges else []
+            if (groups := keys.get(key)) is not None:
+                watching.append(groups)
+            left -= 1 + len(watching) // MATCHES_PER_EVENT
+            while left < 0:
+                left += step
                 yield
-            left -= 1
-            groups = keys.get(key)
-            if has_ranges:
-                watching = ranges.holding(key)
-                if groups is not None:
-                    watching.append(groups)
-            elif groups is not None:
-                watching = [groups]
-            else:
-                continue
             unwanted = _NO_DELETES if is_delete else _NO_PUTS
             plain = b""
             full = known.get((at, key), b"") if known else b""
@@ -720,12 +725,14 @@ class WatchHub:
                     yield
                 batches = yield from self._match_steps(part, piece, encoded)
                 blocked, _ = yield from self._send_steps(batches, piece[-1][0], _NO_LIMIT)
-                for watch in blocked:
+                for count, watch in enumerate(blocked, 1):
                     if watch.group is not None and watch.group.index is index:
                         lacks = max(watch.next, piece[0][0])
                         self.remove(watch)
                         # If the sink was woken since, it will not be woken again.
                         self.place(watch, _PARKED if watch.sink.blocked else _BEHIND, lacks)
+                    if count % limits.move_step_watches == 0:
+                        yield
         sweep.position = last + 1
         if len(events) > limits.max_events_at_once:  # To free them takes time, too.
             lists: list[list[Any]] = [*batches.values(), events]

@@ -16,11 +16,12 @@ from rigs.lone_member import LoneMember
 from etcdlite import member, proto, txn
 from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
-from etcdlite.methods import PUT, RANGE, TXN
+from etcdlite.methods import METHOD_BY_NAME, PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
 from etcdlite.replica import reads, writes
 from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile
+from etcdlite.storage.sorted_table import SortedTable
 from etcdlite.storage.steps import finish
 
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
@@ -429,3 +430,75 @@ def test_what_a_transaction_visits_in_apply_is_limited_on_every_member_alike(
         with pytest.raises(txn.TooManyKeys, match="visit too many keys"):
             finish(txn.apply_steps(store, request_, is_asked))
         assert not store.is_writing and not store.pinned
+
+
+def test_an_entry_of_changes_to_a_large_role_is_applied_in_steps(lone: Paced) -> None:
+    """To grant one of two thousand permissions takes 5 ms."""
+    state = lone.member.state
+    state.auth.add_role(proto.AuthRoleAddRequest(name="r"))
+    grant = METHOD_BY_NAME["Auth.RoleGrantPermission"].number
+    permissions = [proto.Permission(key=b"%d" % n) for n in range(20)]
+    waiters: list[Any] = [
+        (None, 0, grant, proto.AuthRoleGrantPermissionRequest(name="r", perm=permission))
+        for permission in permissions
+    ]
+    assert sum(1 for _ in state.apply(waiters)) >= len(waiters) - 1
+    role = state.auth.role("r")
+    assert role is not None and len(role.keyPermission) == 20
+    state.store.mark(state.store.applied_index, state.store.applied_term)
+
+
+FEW = {"key": b"k00000", "range_end": b"k00250"}
+FEW_AND_NONE_ANSWERED = op(range=proto.RangeRequest(**FEW, min_mod_revision=1 << 40))
+COMPARE_FEW = proto.Compare(**FEW, target=BY_VALUE, result=3, value=b"x")
+COMPARE_ONE = proto.Compare(key=b"k00000", target=BY_VALUE, result=3, value=b"x")
+
+
+def nested(*ops: Any, compare: Any = ()) -> Any:
+    return op(txn=proto.TxnRequest(compare=compare, success=ops))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        proto.TxnRequest(compare=[COMPARE_FEW] * 100),
+        proto.TxnRequest(success=[nested(compare=[COMPARE_FEW] * 20)] * 20),
+        proto.TxnRequest(success=[nested(compare=[COMPARE_ONE] * 100)] * 20),
+        proto.TxnRequest(compare=[COMPARE_FEW] * 20, success=[put(b"a")]),
+        proto.TxnRequest(success=[FEW_AND_NONE_ANSWERED] * 100),
+        proto.TxnRequest(success=[nested(*[FEW_AND_NONE_ANSWERED] * 20)] * 20),
+        proto.TxnRequest(success=[*[op(range=proto.RangeRequest(**FEW))] * 100, put(b"a")]),
+    ],
+    ids=[
+        "compares",
+        "nested compares of ranges",
+        "nested compares of a key",
+        "compares before a write",
+        "ranges",
+        "nested ranges",
+        "ranges before a write",
+    ],
+)
+def test_many_small_parts_of_a_transaction_are_not_one_step(
+    lone: Paced, monkeypatch: pytest.MonkeyPatch, request_: Any
+) -> None:
+    """A step visits the keys of about one small range, however many there are in the request."""
+    store, visited = lone.member.state.store, [0]
+    first, get = SortedTable.first, SortedTable.get
+
+    def counting_first(self: Any, *arguments: Any) -> Any:
+        keys = first(self, *arguments)
+        visited[-1] += len(keys)
+        return keys
+
+    def counting_get(self: Any, *arguments: Any) -> Any:
+        visited[-1] += 1
+        return get(self, *arguments)
+
+    monkeypatch.setattr(SortedTable, "first", counting_first)
+    monkeypatch.setattr(SortedTable, "get", counting_get)
+    for _ in txn.txn_steps(store, request_):
+        visited.append(0)
+    store.end_revision()
+    store.mark(store.applied_index, store.applied_term)
+    assert max(visited) <= 4 * 256 and sum(visited) >= 20 * 100

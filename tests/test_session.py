@@ -19,10 +19,17 @@ from rigs.held_memory import held_bytes
 from rigs.lone_member import LoneMember
 from rigs.wire import take_output
 
-from etcdlite import connections, frames, proto
+from etcdlite import frames, proto
 from etcdlite.channel import Channel
 from etcdlite.config import load
-from etcdlite.connections import REST_TICKS, TICKED_PER_TURN, Connection, Connections
+from etcdlite.connections import (
+    FRAME_PIECE_BYTES,
+    PIECE_BYTES,
+    REST_TICKS,
+    TICKED_PER_TURN,
+    Connection,
+    Connections,
+)
 from etcdlite.handshakes import Handshakes
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.memory import Budget
@@ -297,24 +304,34 @@ def test_what_requests_hold_counts_as_memory_until_they_are_answered(tmp_path: P
     lone.close()
 
 
-def test_slow_input_is_processed_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred bytes of gzip can be a request that takes 10 ms."""
-    now = 0.0
+def test_many_small_frames_are_processed_in_small_pieces_and_the_rest_of_one_frame_is_not(
+    tmp_path: Path,
+) -> None:
+    """Thirteen bytes ask for the status, and a hundred bytes of gzip take 10 ms: a client that sent
+    much cheap input first gets no larger pieces for what comes then."""
+    lone = LoneMember(tmp_path)
+    session = NativeSession(lone.member, lambda session: None)
     sizes = []
 
-    class Slow(Session):
-        def receive(self, data: bytes) -> None:
-            nonlocal now
-            now += len(data) / 100 * 0.01
-            sizes.append(len(data))
+    def receive(data: bytes) -> None:
+        sizes.append(len(data))
+        NativeSession.receive(session, data)
 
-    monkeypatch.setattr(connections.time, "monotonic", lambda: now)
-    session = Slow(lambda session: None, lambda: now)
+    session.receive = receive  # type: ignore[method-assign]
     connection = Connection(None, "", "", None, session)  # type: ignore[arg-type]
-    connection.rest = bytes(20_000)
+    put = proto.PutRequest(key=b"k", value=bytes(100_000)).encode()
+    pings = b"".join(frames.frame(n, frames.PING, 0, bytes(64)) for n in range(2, 902))
+    status = METHOD_BY_NAME["Maintenance.Status"].number
+    asks = b"".join(frames.frame(n, status, 0, b"") for n in range(1000, 3000))
+    connection.rest = (
+        frames.HANDSHAKE.pack(frames.MAGIC, 1, 1) + frames.frame(1, PUT, 0, put) + pings + asks
+    )
     while connection.rest:
-        connection.receive_piece(now)
-    assert max(sizes) <= 512 and sum(sizes) == 20_000
+        connection.receive_piece()
+    large = [size for size in sizes if size > PIECE_BYTES]
+    assert large == [FRAME_PIECE_BYTES] * (len(put) // FRAME_PIECE_BYTES)
+    assert not session.is_closing
+    lone.close()
 
 
 @pytest.mark.parametrize("start_revision", [0, 1])

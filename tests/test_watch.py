@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from etcdlite import proto, watch
 from etcdlite.limits import Limits
 from etcdlite.storage.layout import DataDamaged
-from etcdlite.watch import WatchHub
+from etcdlite.watch import WatchHub, _Index
 from etcdlite.watch_responses import encode_event
 
 NOPUT = proto.WatchCreateRequest.NOPUT
@@ -770,6 +770,41 @@ def test_an_event_for_very_many_watches_is_sent_to_some_at_once_and_to_all_in_st
         assert [e.kv.mod_revision for e in response.events] in ([2], [3], [2, 3])
         counts[response.watch_id] += len(response.events)
     assert counts == dict.fromkeys(range(25), 2)
+
+
+def test_an_event_for_more_watches_than_are_moved_at_once_moves_none(monkeypatch):
+    """To move a hundred thousand watches out of their index at a put would take seconds."""
+    removed = []
+    remove = _Index.remove
+    monkeypatch.setattr(
+        _Index, "remove", lambda index, watch: removed.append(watch) or remove(index, watch)
+    )
+    for count, moved in ((30, 20), (31, 0)):
+        member = Member(limits=Limits(max_sends_at_once=10, max_moves_at_once=40))
+        stream, inbox = member.open()
+        for _ in range(count):
+            stream.create(wanted(b"k"))
+        inbox.take()
+        removed.clear()
+        member.put(b"k")
+        assert len(removed) == moved
+        member.settle()
+        assert len(inbox.take()) == count
+        assert member.hub.slow_watches == 0
+
+
+def test_events_in_many_ranges_are_matched_in_steps():
+    """A thousand ranges that hold each of a thousand keys would be a million matches at once."""
+    for count, at_once in ((10, 20), (11, 0)):
+        member = Member(limits=Limits(max_events_at_once=60, match_step_events=20))
+        stream, inbox = member.open()
+        for n in range(20):
+            stream.create(wanted(b"a%02d" % n, b"z"))
+        inbox.take()
+        member.write(*[(b"k%02d" % n, b"v") for n in range(count)])
+        assert len(inbox.bodies) == at_once
+        member.settle()
+        assert [len(response.events) for response in inbox.take()] == [count] * 20
 
 
 def test_a_stream_with_many_watches_is_closed_in_steps(member):

@@ -205,6 +205,7 @@ class State:
                             late.append((steps, (session, request_id, method, request)))
                             continue
                 else:
+                    step_left = 0  # Some take milliseconds.
                     done = APPLIERS[method](self, request) or b""
                     answer = done if isinstance(done, bytes) else (yield from done) or b""
                     if len(answer) > store.limits.step_bytes and session is not None:

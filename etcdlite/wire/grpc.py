@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
+from urllib.parse import quote_from_bytes
 
 from etcdlite import frames, methods, proto
 from etcdlite.errors import (
@@ -58,8 +59,10 @@ MAX_PARTIAL_BYTES = 32 << 20
 STALLED_BYTES = 64 << 10
 """A call makes no more output while this much of it is held."""
 
-MAX_ERROR_TEXT_BYTES = 8192
+MAX_ERROR_TEXT_BYTES = 2048
 """The text of an error in a header, after its encoding; longer ones are cut."""
+
+_UNQUOTED = bytes(range(0x20, 0x7F)).replace(b"%", b"")
 
 MAX_TIMEOUT_DIGITS = 8
 
@@ -290,10 +293,8 @@ def _quoted(value: bytes) -> str:
 
 def percent_encode(text: str) -> bytes:
     """Encode a status message: printable ASCII except "%" stays, the rest becomes %XX."""
-    encoded = b"".join(
-        bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte
-        for byte in text[:MAX_ERROR_TEXT_BYTES].encode("utf-8", "replace")
-    )
+    plain = text[:MAX_ERROR_TEXT_BYTES].encode("utf-8", "replace")
+    encoded = quote_from_bytes(plain, _UNQUOTED).encode()
     if len(encoded) <= MAX_ERROR_TEXT_BYTES:
         return encoded
     encoded = encoded[:MAX_ERROR_TEXT_BYTES]

@@ -422,6 +422,7 @@ class HttpSession(ClientSession):
 
     def _serve_plain(self, request: _Request) -> None:
         """Serve a path outside the API."""
+        self._events_left = 0  # Some take 2 ms, so what was sent ahead has to wait.
         site = self.site
         member = self.member
         path = request.path
