@@ -357,7 +357,7 @@ class Auth:
         name = request.name
         if self.enabled and name == ROOT:
             raise error("InvalidAuthMgmt")
-        self._existing_user(name)
+        self.existing_user(name)
         self._put(AUTH_USER, name, None)
         self._set(_SINCE + name.encode(), None)
         self.since.pop(name, None)
@@ -365,7 +365,7 @@ class Auth:
         log.info("deleted a user", user_name=name)
 
     def change_password(self, request: proto.AuthUserChangePasswordRequest) -> None:
-        user = self._existing_user(request.name)
+        user = self.existing_user(request.name)
         if user.options is None or not user.options.no_password:
             user.password = base64.b64decode(request.hashedPassword)
         self._put(AUTH_USER, request.name, user)
@@ -382,9 +382,9 @@ class Auth:
             self._put(AUTH_USER, request.name, user)
 
     def grant_role(self, request: proto.AuthUserGrantRoleRequest) -> None:
-        user = self._existing_user(request.user)
+        user = self.existing_user(request.user)
         if request.role != ROOT:
-            self._existing_role(request.role)
+            self.existing_role(request.role)
         if request.role in user.roles:
             return
         user.roles = sorted([*user.roles, request.role], key=str.encode)
@@ -394,7 +394,7 @@ class Auth:
     def revoke_role(self, request: proto.AuthUserRevokeRoleRequest) -> None:
         if self.enabled and request.name == ROOT and request.role == ROOT:
             raise error("InvalidAuthMgmt")
-        user = self._existing_user(request.name)
+        user = self.existing_user(request.name)
         if request.role not in user.roles:
             raise error("RoleNotGranted")
         user.roles = [role for role in user.roles if role != request.role]
@@ -413,7 +413,7 @@ class Auth:
         """In steps, because all users may have the role."""
         if self.enabled and request.role == ROOT:
             raise error("InvalidAuthMgmt")
-        self._existing_role(request.role)
+        self.existing_role(request.role)
         self._put(AUTH_ROLE, request.role, None)
         name = request.role.encode()
         users = list(self._store.buckets.get(AUTH_USER, {}).items())
@@ -434,7 +434,7 @@ class Auth:
         key, end = permission.key, permission.range_end
         if not key or (end not in (b"", b"\0") and key >= end):
             raise error("InvalidAuthMgmt")
-        role = self._existing_role(request.name)
+        role = self.existing_role(request.name)
         granted = list(role.keyPermission)
         at = bisect_left(granted, key, key=lambda each: each.key)
         while at < len(granted) and granted[at].key == key:
@@ -448,7 +448,7 @@ class Auth:
         self._commit()
 
     def revoke_permission(self, request: proto.AuthRoleRevokePermissionRequest) -> None:
-        role = self._existing_role(request.role)
+        role = self.existing_role(request.role)
         left = [
             permission
             for permission in role.keyPermission
@@ -459,12 +459,14 @@ class Auth:
         self._put(AUTH_ROLE, request.role, proto.Role(name=role.name, keyPermission=left))
         self._commit()
 
-    def _existing_user(self, name: str) -> proto.User:
+    def existing_user(self, name: str) -> proto.User:
+        """Raises UserNotFound."""
         if (user := self.user(name)) is None:
             raise error("UserNotFound")
         return user
 
-    def _existing_role(self, name: str) -> proto.Role:
+    def existing_role(self, name: str) -> proto.Role:
+        """Raises RoleNotFound."""
         if (role := self.role(name)) is None:
             raise error("RoleNotFound")
         return role
@@ -580,7 +582,7 @@ def _check_user(auth: Auth, author: Author | None, request: Any) -> None:
 def _check_root(auth: Auth, author: Author | None, request: Any) -> None:
     if author is None or not author.name:
         raise error("UserEmpty")
-    if ROOT not in auth._existing_user(author.name).roles:
+    if ROOT not in auth.existing_user(author.name).roles:
         raise error("PermissionDenied")
 
 

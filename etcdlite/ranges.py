@@ -101,7 +101,7 @@ def is_plain(request: proto.RangeRequest) -> bool:
     return not (
         request.keys_only
         or request.count_only
-        or _bounds(request)
+        or filters(request)
         or (request.limit > 0 and _order(request))
     )
 
@@ -163,7 +163,7 @@ def _pages(
     (number of keys, records, rest). The records are those that pass the filters: (location in the
     data, length), or (record, length) without values. `rest` is the range after a page, or None."""
     start, end = key_range(request.key, request.range_end)
-    bounds = _bounds(request)
+    bounds = filters(request)
     descends = bool(_order(request))
     keys_only = request.keys_only
     records: list[tuple[Any, int]]
@@ -257,7 +257,7 @@ def _listed_steps(
     """Append the records in the order of their keys, ascending or descending. Returns how many keys
     are in the range, and how many of them, up to one more than the limit, pass the filters."""
     limit = request.limit if request.limit > 0 else _NO_LIMIT
-    room = _NO_LIMIT if _bounds(request) else limit + 1
+    room = _NO_LIMIT if filters(request) else limit + 1
     count = found = 0
     for seen, records, rest in _pages(store, request, revision, store.limits.step_bytes, room):
         answer.add(_read(store, request, records[: max(0, limit - found)]))
@@ -278,7 +278,7 @@ def _sorted_steps(
 ) -> Generator[None, None, tuple[int, int]]:
     """Append the records in another order; see `_listed_steps`."""
     limits = store.limits
-    bounds = _bounds(request)
+    bounds = filters(request)
     order = _order(request)
     limit = request.limit if request.limit > 0 else _NO_LIMIT
     # As in etcd, a sort target without a direction sorts only what the limit lets through.
@@ -422,7 +422,7 @@ def _tail(more: bool, count: int) -> bytes:
     return (b"\x18\x01" if more else b"") + (b"\x20" + varint(count) if count else b"")
 
 
-def _bounds(request: proto.RangeRequest) -> list[tuple[str, int, int]]:
+def filters(request: proto.RangeRequest) -> list[tuple[str, int, int]]:
     """(field, lowest, highest) of the filters that a RangeRequest sets."""
     bounds = (
         ("mod_revision", request.min_mod_revision, request.max_mod_revision or MAX_REVISION),

@@ -15,7 +15,7 @@ from rigs.lone_member import LoneMember
 
 from etcdlite import member, proto, txn
 from etcdlite.errors import EtcdError
-from etcdlite.frames import frame
+from etcdlite.frames import END, HANDSHAKE, MAGIC, frame
 from etcdlite.methods import METHOD_BY_NAME, PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
 from etcdlite.replica import reads, writes
@@ -23,6 +23,7 @@ from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.sorted_table import SortedTable
 from etcdlite.storage.steps import finish
+from etcdlite.wire.native import NativeSession
 
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 SORTED = proto.RangeRequest(**EVERYTHING, sort_order=2, sort_target=4)
@@ -273,6 +274,43 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
     lone.settle()
     assert all(len(client.answers) == 2 for client in greedy)
     assert not reads._lines and not reads._slots_taken and not reads._waiting_count
+
+
+def test_the_range_streams_of_a_connection_wait_in_one_line(lone: Paced) -> None:
+    greedy, modest = NativeSession(lone.member, lambda session: None), Client()
+    greedy.receive(HANDSHAKE.pack(MAGIC, 1, 1))
+    nothing = proto.RangeRequest(**EVERYTHING, min_mod_revision=1 << 40, serializable=True)
+    stream = METHOD_BY_NAME["KV.RangeStream"].number
+    for n in range(1, 51):
+        greedy.receive(frame(n, stream, END, nothing.encode()))
+    lone.member.turn()
+    few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
+    lone.member.reads.read_now(modest, 1, RANGE, few)
+    assert turns_until(lone, lambda: modest.answers) <= 10
+    assert len(greedy.calls) > 40
+    lone.settle()
+    assert not len(greedy.calls) and not lone.member.reads._lines
+
+
+def test_a_transaction_that_reads_too_much_fails_when_others_wait_for_its_slot(
+    lone: Paced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "MAX_TXN_STEPS", 40)
+    compare = proto.Compare(**EVERYTHING, target=BY_VALUE, result=3, value=b"x")
+    endless = proto.TxnRequest(compare=[compare] * 100)
+    greedy, modest = [Client() for _ in range(4)], Client()
+    for client in greedy:
+        lone.member.reads.read_now(client, 1, TXN, endless)
+    for _ in range(300):
+        lone.member.turn()
+    assert not any(client.failures for client in greedy), "nobody waits"
+    lone.member.reads.read_now(modest, 1, RANGE, SORTED)
+    assert turns_until(lone, lambda: modest.answers) <= 40
+    failed = [client.failures[1] for client in greedy if client.failures]
+    assert 1 <= len(failed) < 4 and all("reads too much" in why.text for why in failed)
+    lone.settle()
+    assert sum(bool(client.answers) for client in greedy) == 4 - len(failed)
+    assert not lone.member.reads._lines and not lone.member.reads._slots_taken
 
 
 def test_what_waits_is_limited_for_a_session_and_in_all(lone: Paced) -> None:

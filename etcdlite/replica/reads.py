@@ -33,7 +33,7 @@ from itertools import chain
 from typing import Any
 
 from etcdlite import log, methods, proto, ranges, txn
-from etcdlite.auth import Author, RightsUnknown
+from etcdlite.auth import Auth, Author, RightsUnknown
 from etcdlite.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, EtcdError, error
 from etcdlite.options import Options
 from etcdlite.proto import varint, varint64
@@ -52,6 +52,10 @@ LARGE_BYTES = 512
 MAX_LARGE_BYTES = 64 << 20
 """Reads with more than `LARGE_BYTES` may have this many together while they wait for a round. The
 others are bounded by their number, like all open requests of a connection."""
+
+MAX_TXN_STEPS = 5_000
+"""A transaction that takes more steps than this fails while other reads wait for its slot: it may
+visit all keys thousands of times. A sorted range of a million keys takes as many."""
 
 DROPPED_PER_STEP = 256
 """Cancelled reads that a line drops at one turn."""
@@ -84,6 +88,12 @@ NO_MEMORY = EtcdError(
     "was a write, it was applied",
 )
 
+READS_TOO_MUCH = EtcdError(
+    RESOURCE_EXHAUSTED,
+    "etcdlite: this transaction reads too much, and others wait: ask for less at a time. If it "
+    "writes, it was applied",
+)
+
 SERVED_BESIDE = frozenset((methods.RANGE, methods.TXN, methods.KEEP_ALIVE))
 """Methods whose reads may be begun while an entry is applied in part: they take what they answer
 from the revision before, or from nothing that changes in steps."""
@@ -91,6 +101,11 @@ from the revision before, or from nothing that changes in steps."""
 BACKGROUND = frozenset((methods.HASH, methods.HASH_KV))
 """Methods whose reads visit the whole store and are not urgent: they are done one after the
 other, as background work."""
+
+
+def _line_owner(session: Any) -> Any:
+    """The session in whose line the reads of this one wait."""
+    return getattr(session, "line_owner", session)
 
 
 class _Line:
@@ -436,7 +451,8 @@ class Reads:
             return True
         steps = self._steps(read)
         if not _advance(steps, read):
-            line = self._lines[session] = _Line(session)
+            owner = _line_owner(session)
+            line = self._lines[owner] = _Line(owner)
             line.steps, line.read, line.spent_steps = steps, read, 1
             line.since = self._since or self._state.clock()
             self.slow.append(line)
@@ -477,9 +493,10 @@ class Reads:
 
     def _enqueue(self, read: Read, steps: Steps | None = None) -> None:
         session, request_id, method, _ = read
-        line = self._lines.get(session)
+        owner = _line_owner(session)
+        line = self._lines.get(owner)
         if line is None:
-            line = self._lines[session] = _Line(session)
+            line = self._lines[owner] = _Line(owner)
             self.slow.append(line)
         elif steps is None and (
             len(line.reads) >= self._state.store.limits.max_waiting_reads_per_session
@@ -502,10 +519,15 @@ class Reads:
             steps.close()
             session.reply(request_id, method, b"")
             self._end(line)
+        elif method == methods.TXN and line.spent_steps > MAX_TXN_STEPS and self._awaiting_slot:
+            steps.close()
+            session.fail(request_id, method, READS_TOO_MUCH)
+            self._end(line)
         elif _advance(steps, read):
             self._warn_if_slow(max(line.since, line.resumed_at), [read])
             self._end(line)
         elif line.has_slot:
+            line.spent_steps += 1
             self.slow.append(line)
         else:
             limits = self._state.store.limits
@@ -522,11 +544,10 @@ class Reads:
     def _begin(self, line: _Line) -> bool:
         """Begin the first read of a line that was not cancelled. Returns False if there is none, if
         the line is held, or if the read must wait for another turn."""
-        session = line.session
         dropped = 0
         while line.reads:
             steps, read, since = line.reads[0]
-            _, request_id, method, _ = read
+            session, request_id, method, _ = read
             # A late answer to a write was begun before, so that what it needs is pinned.
             if self._as_of is not None and steps is None and method not in SERVED_BESIDE:
                 self.slow.append(line)
@@ -551,7 +572,7 @@ class Reads:
             line.since = since
             return True
         self._free_slot(line)
-        del self._lines[session]
+        del self._lines[line.session]
         return False
 
     def _stop(self, line: _Line) -> None:
@@ -625,7 +646,7 @@ class Reads:
     def wake(self, session: Session) -> None:
         """The client reads its answers again, or its session is closed: let its line run again. The
         line then drops the reads of a closed session."""
-        line = self._lines.get(session)
+        line = self._lines.get(_line_owner(session))
         if line is not None and line.is_held:
             line.is_held = False
             line.resumed_at = self._state.clock()
@@ -780,37 +801,9 @@ def _timeline(state: State, request: proto.TimelineRequest) -> Steps:
     return b"".join(pieces)
 
 
-@_in_one_step
-def _auth_status(state: State, request: proto.AuthStatusRequest) -> bytes:
-    auth = state.auth
-    response = proto.AuthStatusResponse(enabled=auth.enabled, authRevision=auth.revision)
-    return state.header + response.encode()
-
-
-@_in_one_step
-def _user_get(state: State, request: proto.AuthUserGetRequest) -> bytes:
-    user = state.auth.user(request.name)
-    if user is None:
-        raise error("UserNotFound")
-    return state.header + proto.AuthUserGetResponse(roles=user.roles).encode()
-
-
-@_in_one_step
-def _user_list(state: State, request: proto.AuthUserListRequest) -> bytes:
-    return state.header + proto.AuthUserListResponse(users=state.auth.users()).encode()
-
-
-@_in_one_step
-def _role_get(state: State, request: proto.AuthRoleGetRequest) -> bytes:
-    role = state.auth.role(request.role)
-    if role is None:
-        raise error("RoleNotFound")
-    return state.header + proto.AuthRoleGetResponse(perm=role.keyPermission).encode()
-
-
-@_in_one_step
-def _role_list(state: State, request: proto.AuthRoleListRequest) -> bytes:
-    return state.header + proto.AuthRoleListResponse(roles=state.auth.roles()).encode()
+def _of_auth(answer: Callable[[Auth, Any], proto.Message]) -> Callable[[State, Any], Steps]:
+    """The reader of a method that shows users or roles."""
+    return _in_one_step(lambda state, request: state.header + answer(state.auth, request).encode())
 
 
 READERS: dict[int, Callable[[State, Any], Steps]] = methods.by_number(
@@ -824,11 +817,23 @@ READERS: dict[int, Callable[[State, Any], Steps]] = methods.by_number(
         "Cluster.MemberList": _members,
         "Maintenance.Hash": _hash,
         "Maintenance.HashKV": _hash_kv,
-        "Auth.AuthStatus": _auth_status,
+        "Auth.AuthStatus": _of_auth(
+            lambda auth, _: proto.AuthStatusResponse(
+                enabled=auth.enabled, authRevision=auth.revision
+            )
+        ),
         "History.Timeline": _timeline,
-        "Auth.UserGet": _user_get,
-        "Auth.UserList": _user_list,
-        "Auth.RoleGet": _role_get,
-        "Auth.RoleList": _role_list,
+        "Auth.UserGet": _of_auth(
+            lambda auth, asked: proto.AuthUserGetResponse(
+                roles=auth.existing_user(asked.name).roles
+            )
+        ),
+        "Auth.UserList": _of_auth(lambda auth, _: proto.AuthUserListResponse(users=auth.users())),
+        "Auth.RoleGet": _of_auth(
+            lambda auth, asked: proto.AuthRoleGetResponse(
+                perm=auth.existing_role(asked.role).keyPermission
+            )
+        ),
+        "Auth.RoleList": _of_auth(lambda auth, _: proto.AuthRoleListResponse(roles=auth.roles())),
     },
 )

@@ -330,10 +330,6 @@ def _move_leader(member: Member, received: Received, is_current: bool = False) -
         _as_of_now(partial(_move_leader, is_current=True), member, received)
 
 
-def _defragment(member: Member, received: Received) -> None:
-    member.maintenance.defragment(*received[:3])
-
-
 def _authenticate(member: Member, received: Received) -> None:
     check_size(received.request)
     _once_current(member, received, partial(member.logins.log_in, *received[:4]))
@@ -541,7 +537,9 @@ _HANDLERS |= {
             "Cluster.MemberPromote": _member_change,
             "Maintenance.Alarm": _propose,
             "Maintenance.Status": _status,
-            "Maintenance.Defragment": _defragment,
+            "Maintenance.Defragment": lambda member, received: member.maintenance.defragment(
+                *received[:3]
+            ),
             "Maintenance.HashKV": _hash_kv,
             "Maintenance.MoveLeader": _move_leader,
             "Maintenance.Downgrade": _downgrade,

@@ -423,9 +423,7 @@ class HttpSession(ClientSession):
     def _serve_plain(self, request: _Request) -> None:
         """Serve a path outside the API."""
         self._events_left = 0  # Some take 2 ms, so what was sent ahead has to wait.
-        site = self.site
-        member = self.member
-        path = request.path
+        site, member, path = self.site, self.member, request.path
         query = parse_qs(request.query, keep_blank_values=True)
         serve: Callable[[], None] | None = None
         if path == "/metrics" and site.metrics is not None:

@@ -17,7 +17,7 @@ from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
-from etcdlite.ranges import key_range, streamed
+from etcdlite.ranges import filters, key_range, streamed
 from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Asked
@@ -440,6 +440,8 @@ class RangeStreamCall(Call):
     """For the member: the reads of this call are small."""
 
     def opened(self) -> None:
+        self.line_owner = self.owner
+        """For `Reads`: the streams of a connection wait in one line."""
         self._request: Any = None
         self._is_whole = False
         self._cursor: bytes | None = None
@@ -459,14 +461,7 @@ class RangeStreamCall(Call):
         ):
             raise error("InvalidSortOption")
         self._request = request
-        self._is_whole = bool(
-            request.limit
-            or request.count_only
-            or request.min_mod_revision
-            or request.max_mod_revision
-            or request.min_create_revision
-            or request.max_create_revision
-        )
+        self._is_whole = bool(request.limit or request.count_only or filters(request))
         first = request if self._is_whole else proto.RangeRequest(key=request.key)
         if request.serializable:
             if self.member.catch_up.is_behind:
