@@ -16,6 +16,7 @@ import selectors
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -207,10 +208,8 @@ class Listeners:
             return
         if self._spare_fd >= 0:
             os.close(self._spare_fd)
-        try:
+        with suppress(OSError):  # The other side closed it, or another process took the descriptor.
             listener.accept()[0].close()
-        except OSError:
-            pass  # The other side closed it, or another process took the descriptor.
         try:
             self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

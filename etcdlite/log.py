@@ -26,6 +26,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 DEBUG, INFO, WARN, ERROR, PANIC, FATAL = range(6)
@@ -202,13 +203,12 @@ def _write(level: int, message: str, fields: dict[str, Any]) -> None:
 def _put(fd: int, line: bytes) -> bool:
     """Write a line. Returns whether `fd` accepted all of it at once."""
     global _lost
-    try:
+    # A closed stderr, a reader that is gone, a full disk: it cannot be reported.
+    with suppress(OSError):
         poll = select.poll()
         poll.register(fd, select.POLLOUT)
         if poll.poll(0) and os.write(fd, line) == len(line):
             return True
-    except OSError:
-        pass  # A closed stderr, a reader that is gone, a full disk: it cannot be reported.
     _lost += 1
     return False
 

@@ -960,8 +960,6 @@ class WatchStream:
 
     def wake(self) -> None:
         """The sink is not blocked any more: `run` serves its parked watches again."""
-        if self.sink.blocked or self._is_closed:
-            return
         self.wake_some()
         self.answer_progress()
 

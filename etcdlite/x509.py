@@ -14,6 +14,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 MAX_PEM_BYTES = 1 << 20
@@ -53,10 +54,8 @@ class Certificate(NamedTuple):
     def names(self, host: str) -> bool:
         """Whether `host`, a name or an IP address, is one of its alternative names. A * stands for
         the first label (RFC 6125 6.4.3). The common name does not count, as in Go."""
-        try:
+        with suppress(ValueError):
             return str(ipaddress.ip_address(host.strip("[]"))) in self.addresses
-        except ValueError:
-            pass
         wanted = host.lower().rstrip(".").split(".")
         names = (name.lower().rstrip(".").split(".") for name in self.dns_names)
         return any(name[1:] == wanted[1:] and name[0] in (wanted[0], "*") for name in names)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import pickle
+import socket
 import stat
 import sys
 import threading
@@ -23,6 +24,7 @@ from rigs.shells import Facade, clients
 
 from etcdlite import frames, methods, proto
 from etcdlite.client import (
+    AsyncClient,
     Client,
     Closed,
     Compacted,
@@ -43,6 +45,7 @@ from etcdlite.client import (
     Timeout,
     Unimplemented,
     UnknownOutcome,
+    aio,
     link,
     scripts,
 )
@@ -190,7 +193,78 @@ def test_closing_ends_the_calls_that_wait(connect: Connect, server: FakeServer) 
         client.get("k")
 
 
+def test_a_call_ends_at_its_timeout_while_the_server_is_slow_to_take_it_in(
+    connect: Connect,
+) -> None:
+    with FakeServer() as server:
+        server.bytes_at_once = 1024  # 100 KiB/s; a request that waits for it all, for 10 s
+        client = connect(server, timeout_s=0.2)
+        server.intercept = lambda *_: DROP
+        with pytest.raises(Timeout, match=r"KV\.Put was not answered within 0\.2 s"):
+            client.put("k", b"x" * 1_000_000)
+
+
+def test_a_large_request_is_sent_whole_however_slow_the_server_is(connect: Connect) -> None:
+    with FakeServer() as server:
+        server.bytes_at_once = 1 << 20
+        client = connect(server)
+        with ThreadPoolExecutor(8) as pool:
+            values = [bytes([number]) * 1_000_000 for number in range(8)]
+            list(pool.map(client.put, "abcdefgh", values))
+        assert [kv.value for kv in client.range(prefix="")] == values
+        assert len(server.connections) == 1
+
+
 # Broken connections and several endpoints.
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_others_of_its_name(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as opened:
+        silent = opened.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(2):  # They fill its backlog: further connections wait.
+            filling = opened.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(silent.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+            for address in (silent.getsockname(), ("127.0.0.1", server.port))
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with Client(f"two-addresses.test:{server.port}", dial_timeout_s=1.0) as client:
+            assert client.put("k", "v").revision == 2
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_cancellation_while_a_client_connects_is_not_lost(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    server.intercept = lambda *_: IGNORE
+    received = aio._TaskLink.data_received
+
+    async def cancel_when_connected() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncClient(server.endpoint) as client:
+            call = asyncio.ensure_future(client.get("k"))
+
+            def cancel_in(turns: int) -> None:
+                if turns:
+                    loop.call_soon(cancel_in, turns - 1)
+                else:
+                    call.cancel()
+
+            def data_received(link: Any, data: bytes) -> None:
+                received(link, data)
+                cancel_in(turns)
+
+            monkeypatch.setattr(aio._TaskLink, "data_received", data_received)
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    asyncio.run(cancel_when_connected())
 
 
 def test_nobody_there_is_said_of_every_endpoint(connect: Connect) -> None:
@@ -522,6 +596,61 @@ def test_a_watch_that_is_refused_raises_the_reason(connect: Connect, server: Fak
         client.watch("k").__enter__()
 
 
+def reply_to_watch(request_id: int, **fields: Any) -> bytes:
+    method = methods.METHOD_BY_NAME["Watch.Watch"].number
+    return frames.frame(request_id, method, 0, proto.WatchResponse(**fields).encode())
+
+
+def test_a_watch_that_is_refused_for_now_asks_again(connect: Connect, server: FakeServer) -> None:
+    """As by a member that has no leader to ask whether the user may watch. The stream stays open
+    without the watch, and must not be waited for."""
+    client = connect(server)
+    with client.watch("k") as watch:
+        refused: list[int] = []
+
+        def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes | None:
+            if name != "Watch.Watch" or refused:
+                return None
+            refused.append(request_id)
+            reason = "rpc error: code = Unavailable desc = etcdserver: no leader"
+            fields = {"watch_id": -1, "created": True, "canceled": True, "cancel_reason": reason}
+            return reply_to_watch(request_id, **fields)
+
+        server.intercept = intercept
+        server.drop_connections()
+        server.store.put(b"k", b"v")
+        assert watch.next_event(timeout_s=10).revision == 2
+        wait_until(lambda: server.cancelled == refused, "the end of the stream without a watch")
+
+
+def test_a_watch_outlives_a_login_that_no_member_can_check_now(
+    connect: Connect, server: FakeServer
+) -> None:
+    logins = []
+
+    def intercept(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes | None:
+        number = methods.METHOD_BY_NAME[name].number
+        if name == "Watch.Watch" and len(logins) == 2:
+            return reply_to_watch(
+                request_id, created=True, canceled=True, cancel_reason=ERRORS["InvalidAuthToken"][1]
+            )
+        if name != "Auth.Authenticate":
+            return None
+        logins.append(request_id)
+        if len(logins) == 3:
+            no_leader = proto.Error(code=14, message=ERRORS["NoLeader"][1])
+            return frames.frame(request_id, number, frames.END | frames.ERROR, no_leader.encode())
+        token = proto.AuthenticateResponse(token="t").encode()
+        return frames.frame(request_id, number, frames.END, token)
+
+    server.intercept = intercept
+    client = connect(server, user="u", password="p")
+    with client.watch("k") as watch:
+        server.drop_connections()
+        server.store.put(b"k", b"v")
+        assert watch.next_event(timeout_s=10).revision == 2
+
+
 def test_a_watch_that_nobody_reads_is_cancelled_and_taken_up_again_later(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,6 +746,16 @@ def test_a_broken_stream_raises(connect: Connect, server: FakeServer) -> None:
     server.intercept = lambda *_: IGNORE
     with client.stream("Watch.Watch", timeout_s=0.05) as stream, pytest.raises(Timeout):
         next(stream)
+
+
+def test_a_stream_that_cannot_begin_leaves_no_connection(
+    connect: Connect, server: FakeServer
+) -> None:
+    create = proto.WatchCreateRequest(key=b"k" * (1 << 20))
+    with pytest.raises(RequestTooLarge):
+        connect(server).stream("Watch.Watch", proto.WatchRequest(create_request=create)).__enter__()
+    (connection,) = server.connections
+    wait_until(lambda: connection.sock.fileno() < 0, "the end of its connection")
 
 
 def test_a_stream_that_is_not_read_holds_the_server_up(
@@ -789,7 +928,8 @@ def test_a_lock_whose_lease_ended_before_the_answer_is_not_held(
     with pytest.raises(LeaseLost):
         lock.acquire()
     assert lock.lost
-    assert sent(server, "Lease.LeaseRevoke") == 1
+    # The answers to the cancelled renewals may end the connection before that to this comes.
+    wait_until(lambda: sent(server, "Lease.LeaseRevoke") == 1, "the end of the lease")
 
 
 def test_a_lease_survives_a_change_of_server(connect: Connect, server: FakeServer) -> None:

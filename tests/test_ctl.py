@@ -30,6 +30,7 @@ from etcdlite.cli import locks as ctl_locks
 from etcdlite.cli import output as ctl_output
 from etcdlite.cli import session as ctl_session
 from etcdlite.cli import table as ctl_table
+from etcdlite.cli import watch as ctl_watch
 from etcdlite.cli.failures import Failure
 from etcdlite.cli.flags import Flag, parse_flags
 from etcdlite.cli.output import EndpointResponse, Health, Printer
@@ -1628,3 +1629,104 @@ def test_a_failed_command_of_a_lock_gives_its_status() -> None:
     with pytest.raises(Failure) as failure:
         ctl_locks.run_holding(Place(), ["no-such-program-here"])
     assert failure.value.status == 1 and "executable file not found" in failure.value.text
+
+
+def empty_replies(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes | None:
+    """Answers everything with an empty message."""
+    if name == "Ping":
+        return None
+    method = METHOD_BY_NAME[name]
+    first = frames.frame(request_id, method.number, 0 if method.server_stream else frames.END, b"")
+    if not method.server_stream:
+        return first
+    return first + frames.frame(request_id, method.number, frames.END, b"")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "member add m --peer-urls=http://a:1",
+        "member remove 1000000000000001",
+        "member update 1000000000000001 --peer-urls=http://a:1",
+        "member promote 1000000000000001",
+        "move-leader 1000000000000001",
+        "watch k",
+        "history k",
+        "diff",
+        "check perf",
+    ],
+)
+def test_a_reply_without_what_etcd_always_sends_ends_a_command_with_an_error(command: str) -> None:
+    with FakeServer() as server:
+        server.intercept = empty_replies
+        ended = run_ctl(*command.split(), f"--endpoints={server.endpoint}")
+    assert ended.status == 1
+    assert "the server's answer has no " in ended.stderr
+    assert server.endpoint in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "answers"),
+    [
+        ("endpoint status", proto.StatusResponse(version="3.5.0", leader=2, header=HEADER)),
+        ("endpoint hashkv", proto.HashKVResponse(hash=1, header=HEADER)),
+        ("endpoint health", None),
+        ("defrag", proto.DefragmentResponse()),
+    ],
+)
+def test_a_member_with_a_bad_url_does_not_hide_the_others(
+    fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch, command: str, answers: Any
+) -> None:
+    bad, good = "http://bad_port:x", "http://good:1"
+
+    class Checked(FakeClient):
+        def __init__(self, endpoints: list[str], *args: Any, **tls: Any) -> None:
+            if bad in endpoints:
+                raise ValueError(f"endpoint {bad!r}: 'x' is not a port")
+            super().__init__(endpoints, *args, **tls)
+
+    monkeypatch.setattr(ctl_session, "Client", Checked)
+    members = [proto.Member(clientURLs=[bad]), proto.Member(clientURLs=[good])]
+    fake.answers["Cluster.MemberList"] = proto.MemberListResponse(header=HEADER, members=members)
+    fake.answers["KV.Range"] = proto.RangeResponse(header=HEADER)
+    fake.answers["Maintenance.Alarm"] = proto.AlarmResponse(header=HEADER)
+    for method in ("Status", "HashKV", "Defragment"):
+        fake.answers[f"Maintenance.{method}"] = answers or proto.StatusResponse(header=HEADER)
+    ended = run_ctl(*command.split(), "--cluster")
+    assert ended.status == 1
+    assert "'x' is not a port" in ended.stderr
+    assert good in ended.stdout.decode()
+
+
+def test_the_leader_is_found_beside_a_member_with_a_bad_url(
+    fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client(endpoints: list[str], *args: Any, **tls: Any) -> FakeClient:
+        if endpoints == ["http://bad:x"]:
+            raise ValueError("not a port")
+        return FakeClient(endpoints, *args, **tls)
+
+    monkeypatch.setattr(ctl_session, "Client", client)
+    members = [proto.Member(clientURLs=["http://bad:x"]), proto.Member(clientURLs=["http://a:1"])]
+    fake.answers["Cluster.MemberList"] = proto.MemberListResponse(header=HEADER, members=members)
+    leader = proto.StatusResponse(header=HEADER, leader=HEADER.member_id)
+    fake.answers["Maintenance.Status"] = leader
+    fake.answers["Maintenance.MoveLeader"] = proto.MoveLeaderResponse(header=HEADER)
+    assert run_ctl("move-leader", "1000000000000001", "--cluster").status == 0
+
+
+@pytest.mark.parametrize(("asked", "created_at"), [(0, 10), (5, 70)])
+def test_a_watch_goes_on_after_the_last_progress_mark(asked: int, created_at: int) -> None:
+    """Not at the last event, whose history may be compacted by then."""
+    watch = ctl_watch.Watch(proto.WatchCreateRequest(key=b"k", start_revision=asked), ())
+
+    def resumes_after(revision: int, **fields: Any) -> int:
+        header = proto.ResponseHeader(revision=revision)
+        watch.advance(proto.WatchResponse(header=header, **fields))
+        return watch.request.start_revision
+
+    assert resumes_after(created_at, created=True) == (asked or created_at + 1)
+    event = proto.Event(kv=proto.KeyValue(key=b"k", mod_revision=12))
+    assert resumes_after(60, events=[event]) == 13, "a response with events promises no more"
+    assert resumes_after(70) == 71
+    assert resumes_after(65) == 71

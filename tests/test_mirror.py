@@ -636,6 +636,40 @@ def test_a_gateway_that_stalls_or_breaks_off_ends_a_call_and_a_stream(
             sock.close()
 
 
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_gateway_that_sends_byte_by_byte_does_not_make_a_call_outlive_its_timeout(
+    head: bytes,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle(sock: socket.socket) -> None:
+            with sock, contextlib.suppress(OSError):
+                sock.recv(65536)
+                sock.sendall(head)
+                for _ in range(200):  # For 4 s; then it ends before the answer does.
+                    time.sleep(0.02)
+                    sock.sendall(b" ")
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    threading.Thread(target=trickle, args=(sock,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        gateway = Gateway([f"127.0.0.1:{listener.getsockname()[1]}"], timeout_s=0.3)
+        for ask in (
+            lambda: gateway.call("KV.Range", proto.RangeRequest(key=b"k")),
+            lambda: gateway.call("KV.Put", proto.PutRequest(key=b"k")),
+        ):
+            with pytest.raises(Timeout, match=r"no answer in 0\.3 s"):
+                ask()
+        if b"\r\n\r\n" not in head:
+            with pytest.raises(Timeout, match=r"no answer in 0\.3 s"):
+                gateway.stream("Watch.Watch", proto.WatchRequest())
+        gateway.close()
+
+
 def test_an_answer_that_is_cut_off_is_not_called_too_long() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

@@ -20,6 +20,7 @@ from etcdlite.cli import scrape
 from etcdlite.cli.failures import EXIT_BAD_FEATURE, EXIT_BAD_INPUT, EXIT_FAILED, PROGRAM, Failure
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import AsyncClient, EtcdliteError
+from etcdlite.client.errors import part
 from etcdlite.client.operations import prefix_range
 from etcdlite.notation import quote
 
@@ -128,7 +129,7 @@ def _check_prefix(session: Session) -> bytes:
 def _clean_up(session: Session, prefix: bytes) -> None:
     """Delete the keys of a check; compact and defragment if the flags say so."""
     key, range_end = prefix_range(prefix)
-    revision = session.ask("KV.DeleteRange", key=key, range_end=range_end).header.revision
+    revision = part(session.ask("KV.DeleteRange", key=key, range_end=range_end)).revision
     if session.flags["auto-compact"]:
         session.print(f"Compacting with revision {revision}")
         session.ask("KV.Compact", revision=revision, physical=True)

@@ -28,7 +28,7 @@ from etcdlite.cli.failures import (
 from etcdlite.cli.output import EndpointResponse, Health, alarm_name
 from etcdlite.cli.session import Session, cause, describe
 from etcdlite.client import EtcdliteError
-from etcdlite.client.errors import Unhealthy
+from etcdlite.client.errors import Unhealthy, part
 from etcdlite.errors import ERRORS, NOT_FOUND, PERMISSION_DENIED
 from etcdlite.notation import parse_int
 
@@ -212,7 +212,7 @@ def member_add(session: Session) -> None:
     if session.printer.format == "simple":
         # The environment to start the new member with.
         cluster = ",".join(
-            f"{name if member.ID == response.member.ID else member.name}={url}"
+            f"{name if member.ID == part(response, 'member').ID else member.name}={url}"
             for member in response.members
             for url in member.peerURLs
         )
@@ -251,14 +251,15 @@ def move_leader(session: Session) -> None:
         raise BadArguments(str(error)) from None
     endpoints = _each_endpoint(session)
     for endpoint in endpoints:
-        with session.client_for([endpoint]) as client:
-            try:
-                status = session.ask("Maintenance.Status", client)
-            except EtcdliteError:
-                if session.flags["cluster"]:
-                    continue
-                raise
-            if status.leader == status.header.member_id:
+        try:
+            client = session.client_for([endpoint])
+            status = session.ask("Maintenance.Status", client)
+        except (EtcdliteError, BadArguments):
+            if session.flags["cluster"]:
+                continue
+            raise
+        with client:
+            if status.leader == part(status).member_id:
                 response = session.ask("Maintenance.MoveLeader", client, targetID=target)
                 session.show("move_leader", response, status.leader, target)
                 return
@@ -306,7 +307,7 @@ def _ask_at_once(session: Session, ask: Callable[[str], _Found]) -> list[_Found]
     from concurrent.futures import ThreadPoolExecutor
 
     endpoints = _each_endpoint(session)
-    session.connection(endpoints)  # Asks for a password before there are threads.
+    session.connection(session.endpoints)  # Asks for a password before there are threads.
     pool = ThreadPoolExecutor(MAX_AT_ONCE)  # Not in a `with`: Ctrl-C waits for no answer.
     return list(pool.map(ask, endpoints))
 
@@ -321,7 +322,7 @@ def _ask_endpoint(
     try:
         with session.client_for([endpoint]) as client:
             response = session.ask(method, client, **fields)
-    except EtcdliteError as error:
+    except (EtcdliteError, BadArguments) as error:
         say(f"{failed.format(endpoint)} ({cause(error)})")
     return EndpointResponse(endpoint, response)
 
@@ -422,7 +423,7 @@ def _health_of(session: Session, endpoint: str) -> Health:
             else:
                 status = session.ask("Maintenance.Status", client)
                 error_text = "; ".join(e for e in status.errors if e.startswith("etcdlite: "))
-    except EtcdliteError as error:
+    except (EtcdliteError, BadArguments) as error:
         error_text = cause(error) + session.why_unanswered(error)
     took_ns = took_ns or time.monotonic_ns() - started_ns
     return Health(endpoint, not error_text, took_ns, error_text)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from etcdlite import proto
 from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Session
-from etcdlite.client.errors import Compacted, PermissionDenied, Unimplemented, error_for
+from etcdlite.client.errors import Compacted, PermissionDenied, Unimplemented, error_for, part
 from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNKNOWN
 from etcdlite.notation import parse_duration_s, parse_int
@@ -135,7 +135,7 @@ def history(session: Session) -> None:
     session.need(1, "history needs one argument: the key")
     key = os.fsencode(session.arguments[0])
     client = session.client()
-    header = client.call("KV.Range", proto.RangeRequest(key=key)).header
+    header = part(client.call("KV.Range", proto.RangeRequest(key=key)))
     old: Any = None
     try:
         found = list(events(client, key, b"", 1, header.revision))
@@ -170,8 +170,8 @@ def diff(session: Session) -> None:
     """The keys that are different at two revisions."""
     prefix = os.fsencode(session.optional("diff takes at most one argument: a prefix") or "")
     client = session.client()
-    now = client.call("KV.Range", proto.RangeRequest(key=b"\0", count_only=True)).header.revision
-    first, last = _revisions(session.flags["rev"], now)
+    now = part(client.call("KV.Range", proto.RangeRequest(key=b"\0", count_only=True)))
+    first, last = _revisions(session.flags["rev"], now.revision)
     changed: dict[bytes, Any] = {}
     try:
         # Also if nothing changed, the older revision must be there.

@@ -21,7 +21,7 @@ from etcdlite.cli.mirror import change_op, client_of, pages
 from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
 from etcdlite.cli.session import Progress, Session
 from etcdlite.client import Client, EtcdliteError
-from etcdlite.client.errors import LeaseExist, LeaseNotFound
+from etcdlite.client.errors import LeaseExist, LeaseNotFound, part
 from etcdlite.errors import EtcdError
 from etcdlite.extract import Header
 from etcdlite.lease import KEY, Lessor
@@ -58,7 +58,7 @@ def save(session: Session, file: Any) -> None:
     client = session.client()
     asked = asked_revision(session, lambda: times_of_cluster(client))
     request = proto.RangeRequest(key=b"\0", revision=asked, count_only=True)
-    header = client.call("KV.Range", request).header
+    header = part(client.call("KV.Range", request))
     revision = asked or header.revision
     writer = extract.Writer(file, Header(header.cluster_id, revision, prefixes))
     leases: set[int] = set()
@@ -133,7 +133,9 @@ def _of_extract(session: Session, path: str, file: Any) -> State:
 
 
 def _of_store(session: Session, store: Store) -> State:
-    revision = asked_revision(session, lambda: _times_of_store(store)) or store.revision
+    times = sorted(store.buckets.get(TIMES, {}).items())
+    known = [(int.from_bytes(key, "big"), U64.unpack(value)[0]) for key, value in times]
+    revision = asked_revision(session, lambda: known) or store.revision
     try:
         store.check_revision(revision)
     except EtcdError as error:
@@ -141,13 +143,6 @@ def _of_store(session: Session, store: Store) -> State:
         raise Failure(f"{error.text}: {kept}") from None
     leases = {lease: store.lessor.ttl_s(lease) for lease in finish(store.lessor.lease_steps())}
     return State(revision, (b"",), lambda: _keys_of(store, revision), leases)
-
-
-def _times_of_store(store: Store) -> list[tuple[int, int]]:
-    return [
-        (int.from_bytes(key, "big"), U64.unpack(value)[0])
-        for key, value in sorted(store.buckets.get(TIMES, {}).items())
-    ]
 
 
 def _keys_of(store: Store, revision: int) -> Iterator[Any]:
@@ -248,7 +243,7 @@ def restore_into(session: Session, path: str) -> None:
     with _state(session, path) as state:
         client = client_of(session)
         try:
-            revision = client.call("KV.Range", proto.RangeRequest(key=b"\0")).header.revision
+            revision = part(client.call("KV.Range", proto.RangeRequest(key=b"\0"))).revision
             restoration = _Restoration(client, state, rule, revision)
             if session.flags["dry-run"]:
                 for difference in restoration.differences():

@@ -41,7 +41,7 @@ from etcdlite.cli.flags import CONNECTION_FLAGS
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import Compacted, EtcdliteError, RequestTooManyRequests, Timeout
 from etcdlite.client.calls import BACKOFF_FIRST_S, BACKOFF_MAX_S
-from etcdlite.client.errors import error_for
+from etcdlite.client.errors import error_for, part
 from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNAVAILABLE, UNKNOWN
 
@@ -242,7 +242,7 @@ class Mirror:
         """Copy, and then follow; with --once, up to the revision that the source has now. Raises
         EtcdliteError, Failure."""
         request = _range(self._prefix, count_only=True)
-        header = self._source.call("KV.Range", request).header
+        header = part(self._source.call("KV.Range", request))
         self._source_id, self._source_revision = header.cluster_id, header.revision
         first: int = self._session.flags["rev"]
         self._may_be_behind = not first
@@ -251,8 +251,8 @@ class Mirror:
             self._mirrored = Position(first - 1) if first > 1 else Position(header.revision, 0, b"")
         try:
             self._mirror(header.revision if self._session.flags["once"] else None)
-            header = self._target.call("KV.Range", _range(self._renamed, count_only=True)).header
-            self._target_revision = header.revision
+            response = self._target.call("KV.Range", _range(self._renamed, count_only=True))
+            self._target_revision = part(response).revision
         finally:
             self._progress.clear()
             self._tell()
@@ -516,7 +516,7 @@ class Mirror:
             hint = ". With --checkpoint-key a mirror goes on after this"
             passes = error.code == UNAVAILABLE or isinstance(error, Timeout)
             raise Failure(describe(error) + hint * passes) from None
-        self._target_revision = response.header.revision
+        self._target_revision = part(response).revision
 
     def _write_surely(self, request: Any, value: bytes) -> None:
         """Carry out a transaction exactly once. It changes the checkpoint key to `value`, if that
@@ -526,11 +526,11 @@ class Mirror:
             try:
                 response = self._target.call("KV.Txn", request)
                 if response.succeeded:
-                    self._checkpoint_revision = response.header.revision
+                    self._checkpoint_revision = part(response).revision
                 else:
                     self._find_written(value, is_again)
                 self._may_be_behind = False
-                self._target_revision = response.header.revision
+                self._target_revision = part(response).revision
                 self._wait_s = BACKOFF_FIRST_S
                 return
             except EtcdliteError as error:
@@ -605,7 +605,7 @@ def pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iter
     while True:
         request = _range(prefix, after, limit=limit, revision=revision)
         response = client.call("KV.Range", request)
-        revision = revision or response.header.revision
+        revision = revision or part(response).revision
         yield from response.kvs
         if not response.more or not response.kvs:
             return

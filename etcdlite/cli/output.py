@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from etcdlite import json_mapping, proto
 from etcdlite.cli.failures import one_line
+from etcdlite.client.errors import part
 from etcdlite.client.operations import prefix_end
 from etcdlite.notation import format_duration, format_size, quote
 
@@ -417,13 +418,6 @@ def _fields_role(_: Printer, response: Any, name: str) -> Lines:
     return lines
 
 
-def _fields_role_list(_: Printer, response: Any) -> Lines:
-    return [
-        *_header_fields(response),
-        '"Roles" :' + "".join(f" {quote(r)}" for r in response.roles),
-    ]
-
-
 def _simple_revoked(_: Printer, response: Any, name: str, key: str, end: bytes) -> Lines:
     if not end:
         return [f"Permission of key {key} is revoked from role {name}"]
@@ -520,10 +514,6 @@ def _downgrade_target(status: Any) -> str:
     return status.downgradeInfo.targetVersion if status.downgradeInfo is not None else ""
 
 
-def _downgrade_rows(answers: Sequence[EndpointResponse]) -> Rows:
-    return [(e, status.storageVersion, _downgrade_target(status)) for e, status in answers]
-
-
 def _fields_status(answer: EndpointResponse) -> Lines:
     endpoint, status = answer
     return _header_fields(status) + _fields(
@@ -616,13 +606,14 @@ PRINTERS: dict[str, dict[str, Content]] = {
     )
     | {"protobuf": _unchanged},
     "member_add": _row(
-        lambda _, r: [f"Member {r.member.ID:16x} added to cluster {r.header.cluster_id:16x}"], None
+        lambda _, r: [
+            f"Member {part(r, 'member').ID:16x} added to cluster {part(r).cluster_id:16x}"
+        ],
+        None,
     ),
     # `what`: "removed from", "updated in" or "promoted in".
     "member_changed": _row(
-        lambda _, r, member, what: [
-            f"Member {member:16x} {what} cluster {r.header.cluster_id:16x}"
-        ],
+        lambda _, r, member, what: [f"Member {member:16x} {what} cluster {part(r).cluster_id:16x}"],
         None,
     ),
     "move_leader": _row(
@@ -639,7 +630,10 @@ PRINTERS: dict[str, dict[str, Content]] = {
     ),
     "user_list": _row(lambda _, r: list(r.users), None),
     "role_get": _row(_simple_role, _fields_role),
-    "role_list": _row(lambda _, r: list(r.roles), _fields_role_list),
+    "role_list": _row(
+        lambda _, r: list(r.roles),
+        lambda _, r: [*_header_fields(r), '"Roles" :' + "".join(f" {quote(x)}" for x in r.roles)],
+    ),
     "role_revoke_permission": _row(_simple_revoked, lambda _, r, name, key, end: _header_fields(r)),
     "auth_status": _row(
         lambda _, r: [
@@ -661,7 +655,7 @@ PRINTERS: dict[str, dict[str, Content]] = {
     ),
     "downgrade_status": _rows(
         "ENDPOINT, STORAGE VERSION, DOWNGRADE TARGET VERSION",
-        _downgrade_rows,
+        lambda answers: [(e, r.storageVersion, _downgrade_target(r)) for e, r in answers],
         lambda _, answers: [
             line
             for endpoint, status in answers

@@ -237,7 +237,7 @@ class Session:
         except ValueError as error:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
-    def why_unanswered(self, error: EtcdliteError) -> str:
+    def why_unanswered(self, error: EtcdliteError | BadArguments) -> str:
         """What may be behind `error`: that there is no leader, as the member says, or that other
         options are needed. Else empty."""
         if isinstance(error, ConnectionFailed) and re.search("TLS|secret", error.text):
@@ -245,7 +245,7 @@ class Session:
         if not isinstance(error, Timeout) and not error.text.startswith(NO_ANSWER_TEXTS):
             return ""
         try:
-            endpoint = [error.endpoint or self.client().endpoint]
+            endpoint = [getattr(error, "endpoint", "") or self.client().endpoint]
             with self.client_for(endpoint, logs_in=False, limit_s=WHY_TIMEOUT_S) as client:
                 status = self.ask("Maintenance.Status", client)
         except (EtcdliteError, BadArguments):
@@ -306,9 +306,9 @@ def advice(text: str) -> str:
     return next((what for name, what in _ADVICE.items() if text.endswith(ERRORS[name][1])), "")
 
 
-def cause(error: EtcdliteError) -> str:
+def cause(error: EtcdliteError | BadArguments) -> str:
     """The error without the endpoint, for a line that already names it."""
-    return error.text.removeprefix(f"{error.endpoint}: ")
+    return error.text.removeprefix(f"{getattr(error, 'endpoint', '')}: ")
 
 
 class Progress:

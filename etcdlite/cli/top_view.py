@@ -12,6 +12,7 @@ from etcdlite.cli.changes import Changes
 from etcdlite.cli.failures import one_line
 from etcdlite.cli.roster import Seen
 from etcdlite.cli.scrape import Series
+from etcdlite.client.errors import part
 from etcdlite.notation import format_size
 
 MAX_CELL_CHARS = 24
@@ -126,7 +127,7 @@ def _head(view: View) -> list[str]:
         # The member that has applied the most shows what the cluster has.
         first = max(answering, key=lambda seen: seen.status.raftAppliedIndex)
         quota = first.status.dbSizeQuota
-        parts.append(f"revision {first.status.header.revision}")
+        parts.append(f"revision {part(first.status).revision}")
         rates = [
             f"{_number(view.rate(first, f'etcd_mvcc_{kind}_total'))} {kind}s/s"
             for kind in ("put", "delete", "txn")

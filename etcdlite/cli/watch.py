@@ -24,7 +24,7 @@ from etcdlite.cli.requests import split_words
 from etcdlite.cli.session import Session, advice, describe
 from etcdlite.cli.table import WATCH_FLAGS
 from etcdlite.client.calls import BACKOFF_FIRST_S, BACKOFF_MAX_S
-from etcdlite.client.errors import Compacted, EtcdliteError, error_for
+from etcdlite.client.errors import Compacted, EtcdliteError, error_for, part
 from etcdlite.client.operations import prefix_range
 from etcdlite.errors import UNAVAILABLE, UNKNOWN
 from etcdlite.notation import quote
@@ -39,10 +39,10 @@ class Watch:
 
     def advance(self, response: Any) -> None:
         """Resume after this response."""
-        if response.events:
-            self.request.start_revision = response.events[-1].kv.mod_revision + 1
-        elif self.request.start_revision == 0 and response.header is not None:
-            self.request.start_revision = response.header.revision + 1
+        if not response.created or self.request.start_revision == 0:
+            # One without events says that all up to its revision have come.
+            to = response.events[-1].kv.mod_revision if response.events else part(response).revision
+            self.request.start_revision = max(self.request.start_revision, to + 1)
 
 
 def parse_watch(
@@ -148,13 +148,13 @@ class Watcher:
             self._end(response)
             return
         if not response.events:
-            session.print(f"progress notify: {response.header.revision}")
+            session.print(f"progress notify: {part(response).revision}")
         if watch is not None:
             watch.advance(response)
         session.show("watch", response)
         if watch is not None and watch.command:
             for event in response.events:
-                self._run_command(watch.command, event, response.header.revision)
+                self._run_command(watch.command, event, part(response).revision)
 
     def _end(self, response: Any) -> None:
         """Report a watch that the server canceled. Raises Failure unless in interactive mode."""

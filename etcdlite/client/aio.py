@@ -23,7 +23,7 @@ from etcdlite.client.calls import Dial, Script, Start
 from etcdlite.client.connection import Ticket, cause_of
 from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Broken, Link, keep_tcp_alive
-from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
+from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch
 from etcdlite.client.partial_file import PartialFile, opened
 
 __all__ = [
@@ -164,12 +164,14 @@ async def _connect(dial: Dial) -> Link:
         await loop.create_connection(lambda: link, dial.server.host, dial.server.port)
         await link.greeted
 
+    greeting = loop.create_task(greeted())
     try:
-        await asyncio.wait_for(greeted(), dial.timeout_s)
-    except asyncio.TimeoutError:
-        link.close("no connection in time")
-        raise TimeoutError from None
+        # Not `wait_for`: before Python 3.12, it ignores a cancellation that comes with the result.
+        if not (await asyncio.wait({greeting}, timeout=dial.timeout_s))[0]:
+            raise TimeoutError
+        greeting.result()
     except BaseException:
+        greeting.cancel()
         link.close("the connection was not made")
         raise
     return link
@@ -382,9 +384,7 @@ class AsyncWatch(scripts.WatchBase):
 
 
 class AsyncLease(scripts.LeaseBase):
-    """A lease that lives as long as its `async with` block: granted, kept alive, revoked.
-
-    The object serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
+    """A lease that lives as long as its `async with` block, as that of `Lease` does."""
 
     async def __aenter__(self) -> AsyncLease:
         await run(self._begin())
@@ -464,13 +464,6 @@ def _operation(build: Callable[P, Op[T]]) -> Callable[Concatenate[AsyncClient, P
     return operations.as_method(method, build)
 
 
-def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[AsyncClient, P], AsyncWatch]:
-    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncWatch:
-        return AsyncWatch(self._calls, build(*args, **kwargs))
-
-    return operations.as_method(method, build, "AsyncWatch")
-
-
 class AsyncClient(scripts.ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncElection]):
     """An asyncio client of one cluster, for any number of tasks of one event loop.
 
@@ -515,7 +508,7 @@ class AsyncClient(scripts.ClientBase[AsyncStream, AsyncLease, AsyncLock, AsyncEl
     member_remove = _operation(operations.member_remove)
     member_update = _operation(operations.member_update)
     member_promote = _operation(operations.member_promote)
-    watch = _watch(operations.watch)
+    watch = scripts.watch_method(operations.watch, AsyncWatch)
 
     async def snapshot(self, file: str | os.PathLike[str] | BinaryIO) -> int:
         """Save a backup, as `Client.snapshot` does; the file is written in threads."""

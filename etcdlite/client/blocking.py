@@ -24,7 +24,7 @@ from etcdlite.client import operations, scripts
 from etcdlite.client.calls import Calls, Dial, Script, Start
 from etcdlite.client.connection import RECEIVE_BYTES, cause_of
 from etcdlite.client.errors import Closed
-from etcdlite.client.link import NEVER_S, Link, keep_tcp_alive
+from etcdlite.client.link import NEVER_S, Link, connect
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import opened
 
@@ -88,10 +88,8 @@ def _start(start: Start) -> Callable[[], None]:
 def _connect(dial: Dial) -> Link:
     """Connect and wait for the server's hello. Raises ChannelError and OSError."""
     deadline_s = monotonic() + dial.timeout_s
-    sock = socket.create_connection((dial.server.host, dial.server.port), dial.timeout_s)
+    sock = connect(dial.server, dial.timeout_s)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        keep_tcp_alive(sock)
         link = _ThreadLink(dial, sock)
         connection = link.connection
         if dial.channel is None:
@@ -167,13 +165,28 @@ class _ThreadLink(Link):
                     if not output:
                         self._is_sending = False
                         return
-                self._sock.sendall(output)
+                with suppress(BlockingIOError):
+                    output = output[self._sock.send(output, socket.MSG_DONTWAIT) :]
+                if output:
+                    self.is_congested = True
+                    threading.Thread(target=self._send_rest, args=(output,), daemon=True).start()
+                    return
         except OSError as error:
             self.close(cause_of(error, 0))
         except BaseException:
             # Such as KeyboardInterrupt: half a frame may have left.
             self.close("interrupted while sending")
             raise
+
+    def _send_rest(self, output: bytes) -> None:
+        """Send what did not go at once, in a thread: a call would outlive its timeout here."""
+        try:
+            self._sock.sendall(output)
+        except OSError as error:
+            self.close(cause_of(error, 0))
+        self.is_congested = self._is_sending = False
+        self.drained.set()
+        self.flush()
 
     def abort(self) -> None:
         with suppress(OSError):  # The server closed it first.
@@ -208,7 +221,17 @@ class _ThreadLink(Link):
 # What a client makes.
 
 
-class Stream(scripts.StreamBase):
+class _Closing:
+    """What is closed at the end of its `with` block."""
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self: Any, *_: object) -> None:
+        self.close()
+
+
+class Stream(scripts.StreamBase, _Closing):
     """A stream of messages, on its own connection: iterate to receive, `send` to send.
 
     One thread iterates; others may `send` and `cancel` at the same time. Iterating raises the
@@ -217,12 +240,6 @@ class Stream(scripts.StreamBase):
     def __init__(self, calls: Calls, method: str, first: Any, timeout_s: float | None) -> None:
         super().__init__(calls, method, first, timeout_s)
         run(self._begin())
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def send(self, message: Any) -> None:
         """Send a message; do nothing if the stream has ended. Raises ConnectionFailed."""
@@ -245,7 +262,7 @@ class Stream(scripts.StreamBase):
         return message
 
 
-class Watch(scripts.WatchBase):
+class Watch(scripts.WatchBase, _Closing):
     """An endless iterator of `Event`s; a context manager that ends the watch.
 
     It outlives connections: when one breaks, the watch goes on at the next endpoint after the last
@@ -256,12 +273,6 @@ class Watch(scripts.WatchBase):
     def __init__(self, calls: Calls, cursor: WatchCursor) -> None:
         super().__init__(calls, cursor)
         run(self._begin())
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -371,14 +382,7 @@ def _operation(build: Callable[P, Op[T]]) -> Callable[Concatenate[Client, P], T]
     return operations.as_method(method, build)
 
 
-def _watch(build: Callable[P, WatchCursor]) -> Callable[Concatenate[Client, P], Watch]:
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Watch:
-        return Watch(self._calls, build(*args, **kwargs))
-
-    return operations.as_method(method, build, "Watch")
-
-
-class Client(scripts.ClientBase[Stream, Lease, Lock, Election]):
+class Client(scripts.ClientBase[Stream, Lease, Lock, Election], _Closing):
     """A blocking client of one cluster, for any number of threads.
 
     The client connects at the first call, to the first endpoint that accepts, and goes on to the
@@ -393,12 +397,6 @@ class Client(scripts.ClientBase[Stream, Lease, Lock, Election]):
     _lease = Lease
     _lock = Lock
     _election = Election
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection. Calls that wait, and later ones, raise Closed."""
@@ -427,7 +425,7 @@ class Client(scripts.ClientBase[Stream, Lease, Lock, Election]):
     member_update = _operation(operations.member_update)
     member_promote = _operation(operations.member_promote)
 
-    watch = _watch(operations.watch)
+    watch = scripts.watch_method(operations.watch, Watch)
 
     def snapshot(self, file: str | os.PathLike[str] | BinaryIO) -> int:
         """Save a backup of the member's whole state. Returns its size in bytes.

@@ -118,10 +118,6 @@ def error_at(kind: type[errors.EtcdliteError], endpoint: str, text: str) -> erro
     return kind(text=f"{endpoint}: {text}", endpoint=endpoint)
 
 
-def _unchanged(response: Any) -> Any:
-    return response
-
-
 _forks = 0
 """How many forks lie between this process and the first one that imported this module."""
 
@@ -165,7 +161,7 @@ class Calls:
         self._may_connect.set()
         self._failed_at_s = -1.0
         """When every endpoint last failed."""
-        self._failure_causes: dict[str, str] = {}
+        self._causes: dict[str, str] = {}
 
     @property
     def endpoint(self) -> str:
@@ -213,7 +209,7 @@ class Calls:
         request: Any,
         timeout_s: float | None = None,
         repeatable: bool = False,
-        result: Callable[[Any], Any] = _unchanged,
+        result: Callable[[Any], Any] = lambda response: response,
     ) -> Script[Any]:
         """Send one message and return `result` of the one that answers it; see `Client.call`.
 
@@ -342,9 +338,10 @@ class Calls:
             self._may_connect.set()
 
     def connect_apart(self, deadline_s: float) -> Script[Link]:
-        """A link for one stream. Raises ConnectionFailed and Closed."""
+        """A link for one stream. Raises ConnectionFailed, Timeout and Closed."""
         self.check_process()
-        yield self._may_connect, NEVER_S
+        if not (yield self._may_connect, deadline_s):
+            raise error_at(errors.Timeout, self.endpoint, "no connection in time")
         try:
             return (yield from self._dial(deadline_s))
         finally:
@@ -359,13 +356,14 @@ class Calls:
             server = self._endpoints[self._next_endpoint]
             endpoint = str(server)
             # A server that does not answer leaves time for those after it.
-            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - monotonic()) / left)
+            now_s = monotonic()
+            limit_s = min(self.dial_timeout_s, max(0.001, deadline_s - now_s) / left)
             drained = self.make_signal()
             try:
                 channel = self._channel_for(server)
                 link: Link = yield Dial(server, limit_s, self.dial_timeout_s, drained, channel)
                 if self.login is not None:
-                    yield from self._log_in(link, self.login, limit_s)
+                    yield from self._log_in(link, self.login, now_s + limit_s)
                 return link
             except (Broken, errors.Timeout, errors.Unavailable) as failure:
                 # Of the login: another member may be able to check it.
@@ -376,14 +374,13 @@ class Calls:
             except OSError as error:
                 causes[endpoint] = cause_of(error, limit_s)
             self._try_next()
-        self._failed_at_s = monotonic()
-        self._failure_causes = causes
+        self._failed_at_s, self._causes = monotonic(), causes
         raise self._connect_error()
 
-    def _log_in(self, link: Link, login: Login, timeout_s: float) -> Script[None]:
+    def _log_in(self, link: Link, login: Login, deadline_s: float) -> Script[None]:
         """Make the connection that of the user; closes it if that fails. Raises what a login
         raises, AuthFailed for example, and Broken."""
-        deadline_s = monotonic() + timeout_s
+        timeout_s = max(0.001, deadline_s - monotonic())
         rpc = METHOD_BY_NAME["Auth.Authenticate"]
         try:
             for request in login.requests():
@@ -409,15 +406,12 @@ class Calls:
         login = self.login
         if login is not None and not link.failure:
             with suppress(Broken):  # The caller finds the link closed.
-                yield from self._log_in(link, login, max(0.001, deadline_s - monotonic()))
+                yield from self._log_in(link, login, deadline_s)
 
     def _try_next(self) -> None:
         self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
 
     def _connect_error(self) -> errors.ConnectionFailed:
         """The error that names, for each endpoint, the cause."""
-        causes = self._failure_causes
-        return errors.ConnectionFailed(
-            text="; ".join(f"{endpoint}: {cause}" for endpoint, cause in causes.items()),
-            endpoint=next(reversed(causes), ""),
-        )
+        text = "; ".join(f"{endpoint}: {cause}" for endpoint, cause in self._causes.items())
+        return errors.ConnectionFailed(text=text, endpoint=next(reversed(self._causes), ""))

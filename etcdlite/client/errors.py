@@ -7,6 +7,8 @@ that the client itself detects.
 
 from __future__ import annotations
 
+from typing import Any
+
 from etcdlite import errors as _etcd  # Private, so that an "import *" leaves it out.
 
 _BY_TEXT: dict[str, type[EtcdliteError]] = {}
@@ -203,6 +205,13 @@ def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:
     text = text.rpartition(" desc = ")[2]
     cls = _BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError)
     return cls(code, text, endpoint)
+
+
+def part(response: Any, name: str = "header") -> Any:
+    """The message `name` in a response. Raises ProtocolViolation if the server left it out."""
+    if (found := getattr(response, name)) is None:
+        raise ProtocolViolation(text=f"the server's answer has no {name}, which etcd always sends")
+    return found
 
 
 # Every class. Type checkers do not evaluate this, and see no list: for them everything is exported.

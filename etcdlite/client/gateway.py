@@ -14,9 +14,11 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from etcdlite import json_mapping, proto
@@ -24,7 +26,7 @@ from etcdlite.client import errors
 from etcdlite.client.calls import STALE_LOGIN, error_at
 from etcdlite.client.connection import cause_of, parse_endpoint
 from etcdlite.client.errors import ProtocolViolation
-from etcdlite.client.link import keep_tcp_alive
+from etcdlite.client.link import connect
 from etcdlite.errors import UNKNOWN
 from etcdlite.methods import METHOD_BY_NAME, Retry
 
@@ -117,21 +119,39 @@ class Gateway:
             self._log_in()  # A watch whose token is not valid any more fails without an HTTP error.
         row = METHOD_BY_NAME[method]
         body = json_mapping.text(request).encode()
-        connection = self._connect_any()
+        deadline_s = monotonic() + self._timeout_s
+        connection = self._connect_any(deadline_s)
+        sock = connection.sock
         try:
-            sock = connection.sock
-            connection.request("POST", row.http_paths[0], body, self._headers())
-            response = connection.getresponse()
+            with self._limited(sock, deadline_s):
+                connection.request("POST", row.http_paths[0], body, self._headers())
+                response = connection.getresponse()
+                answer = b"" if response.status == 200 else response.read(MAX_BODY_BYTES)
             if response.status != 200:
-                raise self._error(self._parsed(response.read(MAX_BODY_BYTES), response.status))
-        except (errors.EtcdliteError, *FAILURES) as failure:
+                raise self._error(self._parsed(answer, response.status))
+        except errors.EtcdliteError:
             connection.close()
-            is_answer = isinstance(failure, errors.EtcdliteError)
-            raise (failure if is_answer else self._broken(failure)) from None
-        sock.settimeout(None)
+            raise
         return GatewayStream(self, sock, response, row.response)
 
     # One exchange.
+
+    @contextmanager
+    def _limited(self, sock: socket.socket, deadline_s: float) -> Iterator[None]:
+        """End what is done with the socket at the deadline: its own timeout would begin again with
+        each byte. Raises ConnectionFailed and Timeout."""
+        # Not the `shutdown` of a TLS socket, which would go on without encryption.
+        end, left_s = socket.socket.shutdown, deadline_s - monotonic()
+        timer = threading.Timer(left_s, end, (sock, socket.SHUT_RDWR))
+        timer.start()
+        try:
+            yield
+            if monotonic() >= deadline_s:
+                raise TimeoutError  # The end of what was read may not be there.
+        except FAILURES as failure:
+            raise self._broken(TimeoutError() if monotonic() >= deadline_s else failure) from None
+        finally:
+            timer.cancel()
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
@@ -146,33 +166,28 @@ class Gateway:
         except errors.AuthNotEnabled:  # As in other clients, the user does not count there.
             self._token = ""
 
-    def _connected(self) -> http.client.HTTPConnection:
+    def _connected(self, timeout_s: float) -> http.client.HTTPConnection:
         """A new connection to the endpoint in use. Raises OSError."""
         endpoint = self._endpoints[self._at]
-        sock = socket.create_connection((endpoint.host, endpoint.port), self._dial_timeout_s)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            keep_tcp_alive(sock)
-            if endpoint.scheme == "https":
-                host = self._server_name or endpoint.host
-                sock = self._context.wrap_socket(sock, server_hostname=host)
-            sock.settimeout(self._timeout_s)
-        except OSError:
-            sock.close()
-            raise
+        sock = connect(endpoint, timeout_s)
+        if endpoint.scheme == "https":
+            host = self._server_name or endpoint.host
+            sock = self._context.wrap_socket(sock, server_hostname=host)
+        sock.settimeout(None)
         connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
         connection.sock = sock
         connection.auto_open = 0
         return connection
 
-    def _connect_any(self) -> http.client.HTTPConnection:
+    def _connect_any(self, deadline_s: float) -> http.client.HTTPConnection:
         """A new connection to the first endpoint that accepts one, beginning with the current one.
         Raises ConnectionFailed."""
-        for _ in self._endpoints:
+        for left in range(len(self._endpoints), 0, -1):
+            limit_s = min(self._dial_timeout_s, max(0.001, deadline_s - monotonic()) / left)
             try:
-                return self._connected()
+                return self._connected(limit_s)
             except OSError as failure:
-                why = cause_of(failure, self._dial_timeout_s)
+                why = cause_of(failure, limit_s)
                 unreachable = error_at(errors.ConnectionFailed, self.endpoint, why)
             self._next_endpoint()
         raise unreachable
@@ -187,15 +202,17 @@ class Gateway:
         """(status, body) of the answer. If the connection breaks, a read is retried, at most as
         many times as there are endpoints."""
         left = len(self._endpoints)
+        deadline_s = monotonic() + self._timeout_s
         while True:
             if self._connection is None:
-                self._connection = self._connect_any()
+                self._connection = self._connect_any(deadline_s)
             try:
-                self._connection.request(verb, path, body, self._headers())
-                response = self._connection.getresponse()
-                answer = response.read(limit)
-                if response.length and len(answer) < limit:
-                    raise http.client.IncompleteRead(answer)
+                with self._limited(self._connection.sock, deadline_s):
+                    self._connection.request(verb, path, body, self._headers())
+                    response = self._connection.getresponse()
+                    answer = response.read(limit)
+                    if response.length and len(answer) < limit:
+                        raise http.client.IncompleteRead(answer)
                 if not response.isclosed():
                     self.close()
                     text = f"a response of more than {limit} bytes"
@@ -203,14 +220,13 @@ class Gateway:
                 if response.will_close:
                     self.close()
                 return response.status, answer
-            except FAILURES as failure:
-                broken = self._broken(failure)
+            except (errors.ConnectionFailed, errors.Timeout) as broken:
                 self._next_endpoint()
                 if not is_read and not isinstance(broken, errors.Timeout):
                     text = "the connection broke, the request may have been served"
                     raise error_at(errors.UnknownOutcome, broken.endpoint, text) from None
                 if not left or isinstance(broken, errors.Timeout):
-                    raise broken from None
+                    raise
                 left -= 1
 
     # Answers, which may be anything.
@@ -262,7 +278,7 @@ class GatewayStream:
     def cancel(self) -> None:
         """End the stream. Any thread may call this."""
         with suppress(OSError):  # The server closed it first.
-            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # Wakes the thread that reads.
 
     def __iter__(self) -> Iterator[Any]:
         """The messages, until the server ends the stream. Raises EtcdliteError."""

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from etcdlite import frames
 from etcdlite.channel import Channel, ChannelError
-from etcdlite.client.connection import ClientConnection, Delivery, Ticket
+from etcdlite.client.connection import ClientConnection, Delivery, Endpoint, Ticket
 
 MAX_WATCH_QUEUE_BYTES = 4 * 1024 * 1024
 MAX_WATCH_QUEUE_MESSAGES = 4096
@@ -68,7 +68,7 @@ class Link:
         self.drained = drained
         """Set when `is_congested` may have become false."""
         self.is_congested = False
-        """Whether to wait before sending more. Where sending blocks, it never is."""
+        """Whether to wait before sending more."""
         self._silence_s = silence_s
         self._lock = Lock()
         """Guards the connection."""
@@ -197,6 +197,15 @@ class Link:
     def close_silent(self) -> None:
         """Close because the server let a cancel or a ping pass in silence."""
         self.close(f"the server has been silent for {self._silence_s:g} s")
+
+
+def connect(server: Endpoint, timeout_s: float) -> socket.socket:
+    """Connect to an address of the host; all of them have `timeout_s` together. Raises OSError."""
+    addresses = socket.getaddrinfo(*server[:2], type=socket.SOCK_STREAM)
+    sock = socket.create_connection(server[:2], timeout_s / len(addresses))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_tcp_alive(sock)
+    return sock
 
 
 def keep_tcp_alive(sock: socket.socket) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Literal, NamedTuple, SupportsInt, TypeVar
 
 from etcdlite import proto
-from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for
+from etcdlite.client.errors import Compacted, LeaseNotFound, WatchCanceled, error_for, part
 from etcdlite.errors import CANCELED, INTERNAL
 
 __all__ = [
@@ -420,11 +420,7 @@ def get(
     `serializable` lets the member answer from what it has, which may be stale, without asking the
     others. Raises Compacted and FutureRev."""
     request = proto.RangeRequest(key=to_bytes(key), revision=revision, serializable=serializable)
-    return Op("KV.Range", request, _get_result, timeout_s)
-
-
-def _get_result(response: proto.RangeResponse) -> KeyValue | None:
-    return _key_value(response.kvs[0]) if response.kvs else None
+    return Op("KV.Range", request, lambda r: _key_value(r.kvs[0]) if r.kvs else None, timeout_s)
 
 
 def range_(
@@ -705,11 +701,8 @@ def lease_time_to_live(
 
 def leases(*, timeout_s: float | None = None) -> Op[tuple[int, ...]]:
     """The ids of all leases."""
-
-    def result(response: proto.LeaseLeasesResponse) -> tuple[int, ...]:
-        return tuple(lease.ID for lease in response.leases)
-
-    return Op("Lease.LeaseLeases", proto.LeaseLeasesRequest(), result, timeout_s)
+    request = proto.LeaseLeasesRequest()
+    return Op("Lease.LeaseLeases", request, lambda r: tuple(one.ID for one in r.leases), timeout_s)
 
 
 # Maintenance and members.
@@ -764,11 +757,7 @@ def _alarms(response: proto.AlarmResponse) -> tuple[Alarm, ...]:
 
 def defragment(*, timeout_s: float | None = None) -> Op[None]:
     """Free the disk space of compacted history, on the member that answers."""
-    return Op("Maintenance.Defragment", proto.DefragmentRequest(), _nothing, timeout_s)
-
-
-def _nothing(response: Any) -> None:
-    return None
+    return Op("Maintenance.Defragment", proto.DefragmentRequest(), lambda _: None, timeout_s)
 
 
 def hash_kv(revision: int = 0, *, timeout_s: float | None = None) -> Op[HashKV]:
@@ -783,7 +772,7 @@ def hash_kv(revision: int = 0, *, timeout_s: float | None = None) -> Op[HashKV]:
 def move_leader(member_id: int, *, timeout_s: float | None = None) -> Op[None]:
     """Make another member the leader; only the leader does this (NotLeader)."""
     request = proto.MoveLeaderRequest(targetID=member_id)
-    return Op("Maintenance.MoveLeader", request, _nothing, timeout_s)
+    return Op("Maintenance.MoveLeader", request, lambda _: None, timeout_s)
 
 
 def _members(response: Any) -> tuple[Member, ...]:
@@ -800,12 +789,8 @@ def member_add(
     peer_urls: Sequence[str], *, learner: bool = False, timeout_s: float | None = None
 ) -> Op[Member]:
     """Add a member. Returns it, with its id. Raises PeerURLExist, MemberBadURLs."""
-
-    def result(response: proto.MemberAddResponse) -> Member:
-        return _member(response.member or proto.Member())
-
     request = proto.MemberAddRequest(peerURLs=list(peer_urls), isLearner=learner)
-    return Op("Cluster.MemberAdd", request, result, timeout_s)
+    return Op("Cluster.MemberAdd", request, lambda r: _member(part(r, "member")), timeout_s)
 
 
 def member_remove(member_id: int, *, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:

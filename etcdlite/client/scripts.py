@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from etcdlite import frames, proto
 from etcdlite.channel import Channel
@@ -41,6 +41,7 @@ from etcdlite.client.errors import (
 from etcdlite.client.link import NEVER_S, Broken, Link, Signal, StreamTicket, WatchTicket
 from etcdlite.methods import METHOD_BY_NAME
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PING_AFTER_S = 15.0
@@ -87,19 +88,19 @@ class StreamBase:
         self._opened = link, ticket
         if self._first is not None:
             try:
-                link.open(ticket, self._first.encode(), end=True)
-            except Broken as broken:
-                raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
+                with contextlib.suppress(Broken):  # The iteration finds it broken.
+                    link.open(ticket, self._first.encode(), end=True)
+            except Exception:
+                self.cancel()  # The caller gets no stream to close.
+                raise
 
     def _send(self, message: Any) -> Script[None]:
         link, ticket = self._parts()
         body = message.encode()
         if link.is_congested:
             yield from self._calls.drained(link, monotonic() + self._calls.timeout_s)
-        try:
+        with contextlib.suppress(Broken):
             link.send(ticket, body)
-        except Broken as broken:
-            raise error_at(ConnectionFailed, broken.endpoint, broken.cause) from None
         if link.failure:
             raise error_at(ConnectionFailed, link.endpoint, link.failure)
 
@@ -279,20 +280,22 @@ class WatchBase:
             flags, body = item
             try:
                 if flags & frames.END:
-                    self._stream = None
                     connection.reply_body(flags, body, link.endpoint)
                     raise Unavailable()
                 batch = self._cursor.feed(
                     connection.decode_reply(self._method, body, link.endpoint)
                 )
-            except Unavailable:
-                self._back_off()
-                return None
             except EtcdliteError as failure:
+                # The server may keep the stream open, without the watch.
+                self._stream = None
+                if not self._calls.is_foreign:
+                    link.cancel(ticket)
+                if isinstance(failure, Unavailable):
+                    self._back_off()
+                    return None
                 may_log_in = self._calls.login is not None and not self._is_login_stale
                 if may_log_in and isinstance(failure, STALE_LOGIN):
                     self._is_login_stale = True
-                    self._stream = None
                     return None
                 self.close()
                 raise
@@ -331,7 +334,7 @@ class WatchBase:
                 yield from self._calls.log_in_again(link, monotonic() + limit_s)
             ticket = WatchTicket(self._method, self._wake.set)
             link.open(ticket, self._cursor.request().encode(), end=False)
-        except (ConnectionFailed, Timeout, Broken) as failure:
+        except (ConnectionFailed, Timeout, Unavailable, Broken) as failure:
             if not patient and not isinstance(failure, Broken):
                 raise
             self._back_off()
@@ -411,9 +414,7 @@ class LeaseClock:
 
 
 class LeaseBase:
-    """A lease that is granted, kept alive in the background, and revoked.
-
-    An object of it serves wherever a lease's id is wanted: `client.put("k", "v", lease=lease)`."""
+    """A lease that is granted, kept alive in the background, and revoked."""
 
     def __init__(self, calls: Calls, ttl: int, id: int) -> None:
         self._calls = calls
@@ -625,6 +626,17 @@ class ElectionBase(Generic[LeaseT]):
 StreamT = TypeVar("StreamT", bound=StreamBase)
 LockT = TypeVar("LockT", bound=PlaceBase[Any])
 ElectionT = TypeVar("ElectionT", bound=ElectionBase[Any])
+
+
+def watch_method(
+    build: Callable[P, operations.WatchCursor], kind: Callable[[Calls, operations.WatchCursor], T]
+) -> Callable[Concatenate[Any, P], T]:
+    """The method of a client that makes a watch of this kind."""
+
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return kind(self._calls, build(*args, **kwargs))
+
+    return operations.as_method(method, build, kind.__name__)
 
 
 def _plain(_: connection.Endpoint) -> None:

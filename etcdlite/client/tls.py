@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -57,10 +58,8 @@ class ClientChannel(TLSChannel):
 
 def _note_end(channel: TLSChannel) -> None:
     assert isinstance(channel, ClientChannel)
-    try:
+    with suppress(ValueError):
         channel.ends_s = x509.parse_certificate(channel.certificate()).not_after
-    except ValueError:
-        pass
 
 
 class Dialer:
@@ -87,11 +86,9 @@ class Dialer:
     def _newest(self) -> ssl.SSLContext:
         seen = self._look()
         if seen != self._seen:
-            try:
+            with suppress(ValueError):  # A file may be half-written: use what was read before.
                 self._context = context(self._settings)
                 self._seen = seen
-            except ValueError:
-                pass  # A file may be half-written. Go on with what was read before.
         return self._context
 
     def _look(self) -> list[tuple[int, ...]]:

@@ -15,6 +15,7 @@ serializable reads, watches and backups.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 from etcdlite.errors import UNAVAILABLE, EtcdError
 from etcdlite.identity import Identity
@@ -75,10 +76,8 @@ class CatchUp:
             return
         self._asked_at = now
         self._round += 1
-        try:
+        with suppress(NotLeader, RequestDropped):  # `ask` is called again at the next tick.
             self._raft.read_index(self._context(self._round))
-        except (NotLeader, RequestDropped):
-            pass  # `ask` is called again at the next tick.
 
     def _context(self, number: int) -> bytes:
         return self._identity.incarnation.to_bytes(8, "big") + number.to_bytes(8, "big")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,8 @@ class FakeServer:
         """(connection, request id, method, message) -> raw bytes to send, DROP, IGNORE or None."""
         self.joins_first_events = False
         """The answer to a watch's create request arrives together with its first events."""
+        self.bytes_at_once = 0
+        """If not 0: it takes in only this much each hundredth of a second."""
         (self.port,) = free_ports(1)
         self.start()
 
@@ -169,7 +172,9 @@ class FakeConnection:
                         self.drop()
                         return
                 try:
-                    data = self.sock.recv(65536)
+                    if self.server.bytes_at_once:
+                        time.sleep(0.01)
+                    data = self.sock.recv(self.server.bytes_at_once or 65536)
                 except OSError:
                     data = b""
                 if not data:
