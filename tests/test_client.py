@@ -219,7 +219,7 @@ def test_a_large_request_is_sent_whole_however_slow_the_server_is(connect: Conne
 
 
 def test_an_address_that_does_not_answer_leaves_time_for_the_others_of_its_name(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.ExitStack() as opened:
         silent = opened.enter_context(socket.socket())
@@ -233,9 +233,14 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_others_of_its_name(
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
             for address in (silent.getsockname(), ("127.0.0.1", server.port))
         ]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-        with Client(f"two-addresses.test:{server.port}", dial_timeout_s=1.0) as client:
-            assert client.put("k", "v").revision == 2
+        look_up = socket.getaddrinfo
+
+        def addresses(host: Any, *others: Any, **options: Any) -> Any:
+            return found if host == "two.test" else look_up(host, *others, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", addresses)
+        client = connect(f"two.test:{server.port}", dial_timeout_s=1.0)
+        assert client.put("k", "v").revision == 2
 
 
 @pytest.mark.parametrize("turns", range(8))

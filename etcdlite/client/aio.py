@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -161,7 +163,19 @@ async def _connect(dial: Dial) -> Link:
     link = _TaskLink(dial, loop)
 
     async def greeted() -> None:
-        await loop.create_connection(lambda: link, dial.server.host, dial.server.port)
+        host, port, _ = dial.server
+        found: list[Any] = [(host, port)]
+        if not (":" in host or host.replace(".", "").isdigit()):  # A name, not an address.
+            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = [address[:2] for *_, address in infos]
+        # As in `link.connect`, an address that does not answer leaves time for the others.
+        for address in found[:-1]:
+            connecting = loop.create_connection(lambda: link, *address)
+            with suppress(OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(connecting, dial.timeout_s / len(found))
+                break
+        else:
+            await loop.create_connection(lambda: link, *found[-1])
         await link.greeted
 
     greeting = loop.create_task(greeted())
