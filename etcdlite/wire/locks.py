@@ -20,7 +20,8 @@ lease if it made one. If the member does not know whether the key was written, t
 its lease ends. After the answer, the key stays until the client gives it up or its lease ends.
 
 Invariants: a call is answered at most once, and never after it was closed; a call deletes a key
-only if the key has the create_revision of its own write, or waits behind an older one.
+only if the key has the create_revision of its own write, or waits behind an older one, and no other
+call of this member waits with it.
 
 The behaviour is etcd's, including the code Unknown for every failure: etcd passes these requests
 through an internal client that keeps only the text. The differences:
@@ -251,6 +252,10 @@ class _Queue(OwnRequester):
 
 _READ, _WAKE = 1, 2
 """The request ids of a queue."""
+
+_STANDING: WeakKeyDictionary[Member, dict[bytes, list[_QueueCall]]] = WeakKeyDictionary()
+"""The calls of a member that are not answered yet, by key. A client may give one up and ask again
+with the same lease: the key is then left to the later call."""
 
 _QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
 
@@ -503,6 +508,8 @@ class _QueueCall(_ScriptedCall):
     """The error if the key is deleted while the call waits."""
     _queue: _Queue | None = None
     """Where the call waits."""
+    _gives_back = False
+    """If the call is given up, it deletes its key."""
 
     def stand(
         self, request: proto.LockRequest | proto.CampaignRequest, value: bytes | None
@@ -511,11 +518,12 @@ class _QueueCall(_ScriptedCall):
         prefix = request.name + b"/"
         mine = proto.LeaderKey(name=request.name, lease=request.lease)
         made = 0
-        gives_back = False
+        standing = _STANDING.setdefault(self.member, {})
         try:
             if not mine.lease:
                 mine.lease = made = (yield _grant()).ID
             mine.key = prefix + b"%x" % mine.lease
+            standing.setdefault(mine.key, []).append(self)
             own = proto.RangeRequest(key=mine.key)
             placed = yield _txn(
                 mine.key,
@@ -525,8 +533,8 @@ class _QueueCall(_ScriptedCall):
             )
             place, queue = placed.responses
             header = placed.header
-            gives_back = placed.succeeded
-            if gives_back:
+            if placed.succeeded:
+                self._gives_back = True
                 mine.rev = header.revision
             else:
                 # An older call owns this key: do not delete it if it may hold the lock already.
@@ -540,11 +548,25 @@ class _QueueCall(_ScriptedCall):
                 if not now.kvs or now.kvs[0].create_revision != mine.rev:
                     raise EtcdError(UNKNOWN, self.lost)
                 header = now.header
+            for call in standing[mine.key]:
+                call._gives_back &= call is self or self._is_over  # The key is held now.
             yield self.won(mine, placed.header, header)
         except (GeneratorExit, EtcdError):
-            gives_back |= self._queue is not None and self._queue.is_behind(mine.rev)
-            self._leave(made, mine if gives_back else None)
+            gives_back = self._gives_back or (
+                self._queue is not None and self._queue.is_behind(mine.rev)
+            )
+            others = [call for call in standing.get(mine.key, ()) if call is not self]
+            heir = next((call for call in others if not call._is_over), None)
+            if gives_back and heir is not None:
+                heir._gives_back = True
+            else:
+                self._leave(made, mine if gives_back else None)
             raise
+        finally:
+            if self in standing.get(mine.key, ()):
+                standing[mine.key].remove(self)
+                if not standing[mine.key]:
+                    del standing[mine.key]
 
     def _join(self, place: _Wait) -> bool:
         queues = _queues(self.member)
