@@ -19,10 +19,12 @@ from etcdlite.frames import END, HANDSHAKE, MAGIC, frame
 from etcdlite.methods import METHOD_BY_NAME, PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
 from etcdlite.replica import reads, writes
+from etcdlite.replica.alarms import MAX_ALARMS
 from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.sorted_table import SortedTable
 from etcdlite.storage.steps import finish
+from etcdlite.wire.api import HANDLERS
 from etcdlite.wire.native import NativeSession
 
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
@@ -484,6 +486,27 @@ def test_an_entry_of_changes_to_a_large_role_is_applied_in_steps(lone: Paced) ->
     role = state.auth.role("r")
     assert role is not None and len(role.keyPermission) == 20
     state.store.mark(state.store.applied_index, state.store.applied_term)
+
+
+def test_clients_raise_a_bounded_number_of_alarms(lone: Paced) -> None:
+    client, number = Client(), METHOD_BY_NAME["Maintenance.Alarm"].number
+    alarms = lone.member.state.alarms
+
+    def ask(action: int, node: int) -> None:
+        request = proto.AlarmRequest(action=action, memberID=node, alarm=2)
+        handle, _ = HANDLERS[number]
+        handle(lone.member, client, node, number, request, frame(node, number, 0, request.encode()))
+        lone.settle()
+
+    for node in range(1, MAX_ALARMS + 1):
+        ask(1, node)
+    assert len(list(alarms)) == MAX_ALARMS == len(client.answers)
+    with pytest.raises(EtcdError, match="too many requests"):
+        ask(1, 1000)
+    ask(1, 1)
+    ask(2, 5)
+    ask(1, 1000)
+    assert len(list(alarms)) == MAX_ALARMS and (1000, 2) in alarms and not client.failures
 
 
 FEW = {"key": b"k00000", "range_end": b"k00250"}

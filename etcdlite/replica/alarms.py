@@ -36,6 +36,10 @@ MEASURE_BYTES = 1 << 20
 """The file system is measured after this time, or after writes of this size: a checkpoint grows
 with the keys."""
 
+MAX_ALARMS = 128
+"""Clients may raise alarms until there are this many, of whatever members: each costs a little time
+with every alarm and every request for the status."""
+
 RAISE_AGAIN_S = 10.0
 """An alarm that is not active after this time got lost, for example with a leader."""
 

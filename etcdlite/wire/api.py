@@ -27,7 +27,7 @@ from etcdlite.plain_txn import decode_txn
 from etcdlite.proto import varint, varint64
 from etcdlite.ranges import decode_range
 from etcdlite.replica import checks, membership
-from etcdlite.replica.alarms import alarm_name
+from etcdlite.replica.alarms import MAX_ALARMS, alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
@@ -139,6 +139,17 @@ class Received(NamedTuple):
 def _propose(member: Member, received: Received) -> None:
     checks.check(received.method, received.request)
     member.writes.propose(*received)
+
+
+def _alarm(member: Member, received: Received) -> None:
+    alarms, request = member.state.alarms, received.request
+    if (
+        request.action == proto.AlarmRequest.ACTIVATE
+        and len(list(alarms)) >= MAX_ALARMS
+        and (request.memberID, request.alarm) not in alarms
+    ):
+        raise error("RequestTooManyRequests")
+    _propose(member, received)
 
 
 def _read(member: Member, received: Received) -> None:
@@ -535,7 +546,7 @@ _HANDLERS |= {
             "Cluster.MemberUpdate": _member_change,
             "Cluster.MemberList": _member_list,
             "Cluster.MemberPromote": _member_change,
-            "Maintenance.Alarm": _propose,
+            "Maintenance.Alarm": _alarm,
             "Maintenance.Status": _status,
             "Maintenance.Defragment": lambda member, received: member.maintenance.defragment(
                 *received[:3]
