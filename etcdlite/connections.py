@@ -43,7 +43,7 @@ from etcdlite.wire.site import Site
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 RECEIVE_BYTES = 64 * 1024
-PIECE_BYTES = 1024
+PIECE_BYTES = 8 * 1024
 FRAME_PIECE_BYTES = 32 * 1024
 """A client's session gets input in pieces of at most this size, at least one per slice. The second
 size is for the rest of a frame that has begun: it is one request, while the bytes of many small

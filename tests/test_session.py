@@ -329,7 +329,8 @@ def test_many_small_frames_are_processed_in_small_pieces_and_the_rest_of_one_fra
     while connection.rest:
         connection.receive_piece()
     large = [size for size in sizes if size > PIECE_BYTES]
-    assert large == [FRAME_PIECE_BYTES] * (len(put) // FRAME_PIECE_BYTES)
+    assert large and max(large) <= FRAME_PIECE_BYTES
+    assert sum(large) < len(put) + 64, "only the rest of the large frame"
     assert not session.is_closing
     lone.close()
 
