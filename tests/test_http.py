@@ -34,6 +34,7 @@ from rigs.wire import take_output
 from etcdlite import __version__, json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.proto import MAX_FIELDS
 from etcdlite.raft import LEADER
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.versions import CURRENT
@@ -552,6 +553,16 @@ def test_more_values_than_a_transaction_may_have_are_refused_before_they_are_bui
     most = {"compare": [{"key": FOO, "target": "VERSION", "version": "0"}] * 128}
     most["success"] = [{"request_put": {"key": b64(b"%d" % n), "value": BAR}} for n in range(128)]
     assert browser.post("/v3/kv/txn", most).status == 200
+
+
+def test_a_message_of_a_stream_with_more_fields_than_it_may_have_ends_the_stream(
+    browser: Browser,
+) -> None:
+    """JSON may have more values than a message fields; the streams decode what JSON became."""
+    filters = [0] * (MAX_FIELDS + 1)
+    answer = browser.post("/v3/watch", {"create_request": {"key": FOO, "filters": filters}})
+    assert answer.status == 400
+    assert "fields" in answer.json["message"]
 
 
 def test_a_large_range_is_answered_in_slices(browser: Browser) -> None:

@@ -43,6 +43,7 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
+from etcdlite.proto import DecodeError
 from etcdlite.request import Asked
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
@@ -327,8 +328,8 @@ class HttpSession(ClientSession):
                 self._take_message(request, value)
                 if self._request is not request:
                     return
-        except EtcdError as failure:
-            self._fail(request, failure)
+        except (EtcdError, DecodeError) as failure:
+            self._fail(request, api.refusal(failure))
 
     def _complete(self) -> None:
         """Process the end of the request."""
@@ -402,11 +403,11 @@ class HttpSession(ClientSession):
                 handle(member, self, request.id, method.number, message, frame)
             else:
                 raise api.unimplemented(method.number)
-        except EtcdError as failure:
-            self._fail(request, failure)
+        except (EtcdError, DecodeError) as failure:
+            self._fail(request, api.refusal(failure))
 
     def _take_message(self, request: _Request, value: bytes) -> None:
-        """Run a message of a client stream. Raises EtcdError."""
+        """Run a message of a client stream. Raises EtcdError, DecodeError."""
         method = request.method
         assert method is not None
         message = gateway.read_request(method.request, value, self.site.max_values)
