@@ -565,6 +565,25 @@ def test_a_message_of_a_stream_with_more_fields_than_it_may_have_ends_the_stream
     assert "fields" in answer.json["message"]
 
 
+@pytest.mark.parametrize("path", ["timetolive", "keepalive"])
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (b"\x0a\x02\x18\x09\x10\x07\x98\x06\x01", '"ID":"7"'),  # A field that a newer version has.
+        (b"\x0a\x05", "cannot be read"),
+        (b"\xff" * 12, "cannot be read"),
+    ],
+)
+def test_an_answer_of_the_leader_that_this_version_would_not_write_costs_its_request_at_most(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, path: str, answer: bytes, shown: str
+) -> None:
+    member = browser.lone.member
+    monkeypatch.setattr(member.state.lessor, "promoted", False)
+    monkeypatch.setattr(member.questions, "ask", lambda method, body, done: done(answer))
+    browser.send(request("POST", f"/v3/lease/{path}", {"ID": "7"}))
+    assert shown.encode() in browser.received, browser.received
+
+
 def test_a_large_range_is_answered_in_slices(browser: Browser) -> None:
     value = b"v" * 1000
     for number in range(300):

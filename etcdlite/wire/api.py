@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import etcdlite
 from etcdlite import methods, proto, txn
 from etcdlite.auth import OWN
-from etcdlite.errors import INVALID_ARGUMENT, UNIMPLEMENTED, UNKNOWN, EtcdError, error
+from etcdlite.errors import INTERNAL, INVALID_ARGUMENT, UNIMPLEMENTED, UNKNOWN, EtcdError, error
 from etcdlite.frames import FRAME_HEADER_BYTES
 from etcdlite.loading import when_loaded
 from etcdlite.member import Member
@@ -262,9 +262,21 @@ def _ask_leader(
         if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
             received.then(partial(handle, member, received))(None)
         else:
-            answered(answer)
+            answered(own_form(received.method, answer))
 
     member.questions.ask(received.method, received.frame[FRAME_HEADER_BYTES:], done)
+
+
+def own_form(method: int, answer: bytes | EtcdError) -> bytes | EtcdError:
+    """The answer of another member as this one would write it: that of a newer version may have
+    fields without a name in JSON here. An EtcdError if it cannot be read."""
+    if isinstance(answer, EtcdError):
+        return answer
+    try:
+        return methods.METHODS[method].response.decode(answer).encode()
+    except proto.DecodeError as failure:
+        text = f"etcdlite: the answer of the leader cannot be read ({failure}); ask another member"
+        return EtcdError(INTERNAL, text)
 
 
 def _on_leader(

@@ -41,7 +41,7 @@ import h11
 from etcdlite import errors, frames, json_mapping, log, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import RANGE, WATCH
+from etcdlite.methods import KEEP_ALIVE, RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
 from etcdlite.proto import DecodeError
 from etcdlite.request import Asked
@@ -532,6 +532,12 @@ class HttpSession(ClientSession):
         if not request.method.server_stream:
             request.answer = body
             return
+        if method == KEEP_ALIVE:  # The leader may have written it.
+            answer = api.own_form(method, body)
+            if isinstance(answer, EtcdError):
+                self._fail(request, answer)
+                return
+            body = answer
         if request.rpc is not None:
             request.rpc.sent += 1
             request.rpc.sent_bytes += len(body)
