@@ -243,6 +243,29 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_others_of_its_name(
         assert client.put("k", "v").revision == 2
 
 
+def test_a_link_local_address_of_a_name_keeps_its_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+
+    async def look_up(*_: Any, **__: Any) -> Any:
+        loopback = socket.if_nametoindex("lo")
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 2379, 0, loopback))]
+
+    async def connect(_: Any, *address: Any, **__: Any) -> None:
+        tried.append(address)
+        raise OSError("no route")
+
+    async def dial() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "getaddrinfo", look_up)
+        monkeypatch.setattr(loop, "create_connection", connect)
+        async with AsyncClient("near.test", timeout_s=1.0) as client:
+            with pytest.raises(ConnectionFailed):
+                await client.get("k")
+
+    asyncio.run(dial())
+    assert set(tried) == {("fe80::1%lo", "2379")}
+
+
 @pytest.mark.parametrize("turns", range(8))
 def test_a_cancellation_while_a_client_connects_is_not_lost(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, turns: int

@@ -157,6 +157,9 @@ def _start(start: Start) -> Callable[[], object]:
     return asyncio.get_running_loop().create_task(run(start.script), name=start.name).cancel
 
 
+_NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+
+
 async def _connect(dial: Dial) -> Link:
     """Connect and wait for the server's hello. Raises ChannelError and OSError."""
     loop = asyncio.get_running_loop()
@@ -167,7 +170,8 @@ async def _connect(dial: Dial) -> Link:
         found: list[Any] = [(host, port)]
         if not (":" in host or host.replace(".", "").isdigit()):  # A name, not an address.
             infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found = [address[:2] for *_, address in infos]
+            # With the scope of a link-local address in the text, which `address[:2]` has not.
+            found = [socket.getnameinfo(address, _NUMERIC) for *_, address in infos]
         # As in `link.connect`, an address that does not answer leaves time for the others.
         for address in found[:-1]:
             connecting = loop.create_connection(lambda: link, *address)

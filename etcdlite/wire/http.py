@@ -154,9 +154,10 @@ class _Request:
             timeout_s = read_timeout_s(timeout.encode("latin-1"))
             if timeout_s is None:
                 raise EtcdError(errors.INVALID_ARGUMENT, f"invalid grpc-timeout: {timeout}")
-            if timeout_s < MIN_TIMEOUT_S:
+            if 0 < timeout_s < MIN_TIMEOUT_S:
                 raise EtcdError(*_LATE)
-            self.deadline = member.clock() + timeout_s
+            if timeout_s:
+                self.deadline = member.clock() + timeout_s
         if self.headers.get("grpc-metadata-hasleader") == "true":
             if not member.raft.leader:
                 raise error("NoLeader")
