@@ -1177,6 +1177,27 @@ def test_a_client_made_before_a_fork_says_so(connect: Connect, server: FakeServe
     assert len(server.connections) == 1, "the child left the connection alone"
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="warns of a fork among threads")
+def test_closing_a_client_ends_its_connection_while_a_forked_process_has_it_open(
+    connect: Connect, server: FakeServer
+) -> None:
+    client = connect(server)
+    client.put("k", "v")
+    (connection,) = server.connections
+    receiver, sender = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(sender)
+        os.read(receiver, 1)  # Until the parent has closed its end.
+        os._exit(0)
+    os.close(receiver)
+    try:
+        client.close()
+        wait_until(lambda: connection.sock.fileno() < 0, "the end of its connection")
+    finally:
+        os.close(sender)
+        os.waitpid(child, 0)
+
+
 # Where a backup is written to.
 
 

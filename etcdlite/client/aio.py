@@ -321,6 +321,8 @@ class _TaskLink(Link, asyncio.Protocol):
             self.greeted.set_exception(ConnectionError(self.failure))
             self.greeted.exception()  # Marks it as retrieved: the task that connects may be gone.
         if self._transport is not None:
+            with suppress(OSError):  # A process that was forked may have the socket open, too.
+                self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             self._transport.abort()
 
     def pause_reading(self) -> None:
