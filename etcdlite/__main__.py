@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         name=settings.name,
         data_dir=settings.data_dir,
     )
-    from etcdlite.server import Server
-
     try:
+        from etcdlite.server import Server
+
         server = Server(settings, load)
         server.start()
         return server.run()
@@ -119,7 +119,7 @@ def _report(failure: Exception) -> None:
     from etcdlite import log
     from etcdlite.errors import Explained
     from etcdlite.permissions import NOT_ALLOWED, remedy
-    from etcdlite.storage.disk import NO_SPACE
+    from etcdlite.storage.disk import FILE_SIZE_REMEDY, NO_SPACE
     from etcdlite.threads import DiskFailed
 
     for line in "".join(traceback.format_exception(failure)).splitlines():
@@ -129,7 +129,11 @@ def _report(failure: Exception) -> None:
         log.fatal(str(cause))
         return
     number = cause.errno if isinstance(cause, OSError) else None
-    if number in NO_SPACE:
+    if number == errno.EFBIG:
+        why = (
+            f"a file may not grow; nothing acknowledged is lost. To start again, {FILE_SIZE_REMEDY}"
+        )
+    elif number in NO_SPACE:
         why = "the disk is full; nothing acknowledged is lost. Free some space and start again"
     elif number in (errno.EMFILE, errno.ENFILE):
         why = (
@@ -158,6 +162,8 @@ def _report(failure: Exception) -> None:
             "the disk failed; stopping, because it is not known what it holds now. See dmesg; "
             "start again when the disk works, or replace this member"
         )
+    elif isinstance(cause, OverflowError) and "timestamp" in str(cause):
+        why = "the clock of this machine is beyond the year 2262. Set it and start again"
     elif isinstance(cause, OSError):
         why = "the operating system refused what the server cannot do without"
     elif isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("etcdlite"):

@@ -21,6 +21,7 @@ from etcdlite.config import Config
 from etcdlite.errors import Explained
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS
 from etcdlite.urls import host_port, is_secure
+from etcdlite.wall_clock import unix_s
 
 WARNED_BEFORE_S = 30 * 86400
 """The log warns when a certificate ends within this time."""
@@ -118,7 +119,7 @@ class Channels:
         return found
 
     def _warn_of_expiry(self) -> None:
-        now = time.time()
+        now = unix_s()
         for path, ends_at in self.expiries.items():
             if ends_at - now < WARNED_BEFORE_S:
                 days = int((ends_at - now) // 86400)
@@ -167,7 +168,7 @@ def check(settings: Config) -> list[str]:
             except Explained as failure:
                 problems.append(str(failure))
                 continue
-            now = time.time()
+            now = unix_s()
             for path, ends_at in found.expiries.items():
                 if ends_at <= now:
                     log.warn("a certificate has expired: renew it", file=path)

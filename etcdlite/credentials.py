@@ -38,6 +38,7 @@ from etcdlite.errors import Explained
 from etcdlite.log import quoted
 from etcdlite.tls import Sources, TLSChannel
 from etcdlite.urls import is_address
+from etcdlite.wall_clock import unix_s
 from etcdlite.x509 import MAX_PEM_BYTES
 
 RELOAD_S = 1.0
@@ -351,7 +352,7 @@ class Credentials:
             raise self._misfit("crl-file", why) from failure
         if not found:
             raise self._misfit("crl-file", "has no revocation list (-----BEGIN X509 CRL-----)")
-        if any(0 < one.next_update < time.time() for one in found):
+        if any(0 < one.next_update < unix_s() for one in found):
             log.warn("the revocation list is out of date; it is used", file=path)
         return frozenset().union(*(one.serials for one in found))
 

@@ -15,7 +15,6 @@ ended once the clock is set is replaced while the server runs.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable
 
 from etcdlite import certificates, log, x509
@@ -23,6 +22,7 @@ from etcdlite.certificates import Pair
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.datadir import StartError
 from etcdlite.urls import host_port
+from etcdlite.wall_clock import unix_s
 
 DAY_S = 86400
 YEAR_S = 365 * DAY_S
@@ -39,7 +39,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
     have expired. Blocks. Raises StartError."""
     directory = f"{data_dir}/fixtures/{name}"
     cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
-    now = time.time()
+    now = unix_s()
     if os.path.exists(key) and (x509.ends_s(cert) or 0.0) > now:
         return cert, key
     hosts = tuple(dict.fromkeys(host_port(url)[0] for url in urls))

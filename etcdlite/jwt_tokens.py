@@ -15,7 +15,6 @@ does the work, and cryptography that of its keys; both are imported only here.
 from __future__ import annotations
 
 import stat
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from etcdlite.errors import FAILED_PRECONDITION, EtcdError, error
 from etcdlite.notation import parse_duration_s
 from etcdlite.private_file import read_file
 from etcdlite.tokens import MAX_KNOWN, SimpleTokens
+from etcdlite.wall_clock import unix_s
 
 METHODS = tuple(
     f"{kind}{bits}" for kind in ("RS", "ES", "PS", "HS") for bits in (256, 384, 512)
@@ -58,7 +58,7 @@ class JwtTokens:
                 FAILED_PRECONDITION,
                 "etcdlite: this member only checks tokens: its auth-token names no priv-key",
             )
-        claims = {"username": name, "revision": revision, "exp": int(time.time() + self._ttl_s)}
+        claims = {"username": name, "revision": revision, "exp": int(unix_s() + self._ttl_s)}
         return jwt.encode(claims, self._private_key, algorithm=self._method)
 
     def accepts(self, token: str) -> bool:
@@ -71,7 +71,7 @@ class JwtTokens:
 
     def author(self, auth: Auth, token: str) -> Author:
         name, revision, ends = self._known.get(token) or self._verify(token)
-        if time.time() >= ends:
+        if unix_s() >= ends:
             self._known.pop(token, None)
             raise error("InvalidAuthToken")
         if revision < auth.since.get(name, 0):

@@ -63,6 +63,8 @@ class Listeners:
         self._waiting: list[tuple[socket.socket, str, str]] = []
         """Listeners that are open but do not accept yet."""
         self._accepting: list[socket.socket] = []
+        self._paused: list[selectors.SelectorKey] = []
+        """Listeners with a connection that cannot be accepted now."""
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         max_files = raise_file_limit()
         # The store's files come first: the member must stop if it cannot open one.
@@ -110,8 +112,15 @@ class Listeners:
                 self._accepting.append(listener)
         self._waiting = [waiting for waiting in self._waiting if waiting[1] not in purposes]
 
+    def resume(self) -> None:
+        """Try again where accepting failed. Called a few times a second."""
+        while self._paused:
+            key = self._paused.pop()
+            self._selector.register(key.fileobj, key.events, key.data)
+
     def close(self) -> None:
         """Close all listeners. Accepted connections stay open."""
+        self.resume()
         for listener in self._accepting:
             self._selector.unregister(listener)
             listener.close()
@@ -184,7 +193,9 @@ class Listeners:
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as failure:
-                self._refuse_one(listener, failure)
+                log.error("cannot accept a connection", "accept", error=str(failure))
+                if not self._refuse_one(listener, failure):
+                    self._paused.append(self._selector.unregister(listener))
                 return
             places = self.places
             why = places.refusal(address[0], purpose == PEERS)
@@ -200,20 +211,23 @@ class Listeners:
                 continue
             self._accept_one(sock, address[:2], purpose, url)
 
-    def _refuse_one(self, listener: socket.socket, failure: OSError) -> None:
-        """Accept and close one connection with the spare file descriptor. Otherwise a listener
-        with a waiting connection would keep the loop awake while no descriptor is free."""
-        log.error("cannot accept a connection", "accept", error=str(failure))
+    def _refuse_one(self, listener: socket.socket, failure: OSError) -> bool:
+        """Accept and close one connection with the spare file descriptor, so that its client does
+        not wait while no descriptor is free. Returns whether that worked: otherwise a listener with
+        a waiting connection would keep the loop awake."""
         if failure.errno not in (errno.EMFILE, errno.ENFILE):
-            return
+            return False
+        refused = False
         if self._spare_fd >= 0:
             os.close(self._spare_fd)
         with suppress(OSError):  # The other side closed it, or another process took the descriptor.
             listener.accept()[0].close()
+            refused = True
         try:
             self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._spare_fd = -1  # Another process took it; try again the next time.
+        return refused
 
 
 def raise_file_limit() -> int:

@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from etcdlite.wall_clock import unix_s
+
 DEBUG, INFO, WARN, ERROR, PANIC, FATAL = range(6)
 
 _LEVEL_NAMES = ("debug", "info", "warn", "error", "panic", "fatal")
@@ -85,7 +87,7 @@ def configure(
     level: str = "info",
     format: str = "console",
     outputs: Iterable[str] = ("stderr",),
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = unix_s,
 ) -> None:
     """Set the level, format and outputs of the whole process.
 
@@ -152,7 +154,7 @@ _level = INFO
 _format = "console"
 _outputs: tuple[int, ...] = (2,)
 _in_journal: frozenset[int] = frozenset()
-_clock: Callable[[], float] = time.time
+_clock: Callable[[], float] = unix_s
 _lost = 0
 _lost_reported = 0
 _limited_until: dict[str, float] = {}

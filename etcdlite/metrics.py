@@ -15,7 +15,6 @@ Invariants:
 from __future__ import annotations
 
 import math
-import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
@@ -24,6 +23,7 @@ from typing import Any
 
 from etcdlite import errors, methods
 from etcdlite.plain_txn import GET, PlainTxn
+from etcdlite.wall_clock import unix_s
 
 MAX_CLIENT_VERSIONS = 32
 MAX_VERSION_CHARS = 64
@@ -299,4 +299,4 @@ class Metrics:
 
     def compaction_finished(self, took_s: float) -> None:
         self.compaction_ms.observe(took_s * 1000)
-        self.last_compaction_s = time.time()
+        self.last_compaction_s = unix_s()

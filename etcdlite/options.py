@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from etcdlite.passwords import DEFAULT_COST, Cost
 from etcdlite.versions import CURRENT, Version
+from etcdlite.wall_clock import unix_s
 
 
 class Options(NamedTuple):
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     """What hashes of new passwords cost."""
     token_ttl_s: float = 300.0
     """How long a token lives after it was last used."""
-    wall_clock: Callable[[], float] = time.time
+    wall_clock: Callable[[], float] = unix_s
     """The Unix time in seconds. No flag: for the simulator."""
     version: Version = CURRENT
     """The version of etcdlite as which the member takes part. No flag: for the simulator."""

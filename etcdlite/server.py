@@ -65,7 +65,7 @@ LONE_TICK_S = 0.25
 """How often a member that is alone and idle looks at its timers: it has no heartbeats to send."""
 
 SESSION_TICK_S = 0.25
-"""How often sessions enforce their deadlines."""
+"""How often sessions enforce their deadlines, and a failed accept is repeated."""
 
 LOOK_S = 60.0
 """How often the files of TLS are looked at for changes; handshakes look at them, too."""
@@ -447,6 +447,7 @@ class Server:
             self._leave()
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
+            self.listeners.resume()
             self.connections.tick(now, self._budget)
             self.member.metrics.settle()
         if now >= self._next_look:

@@ -34,6 +34,7 @@ from typing import Protocol
 
 from etcdlite.auth import MAX_NAME_BYTES, SEED_BYTES, Auth, Author
 from etcdlite.errors import ERRORS, EtcdError, error
+from etcdlite.wall_clock import unix_s
 
 DEFAULT_TTL_S = 300.0
 
@@ -83,7 +84,7 @@ class SimpleTokens:
         cluster_id: int,
         ttl_s: float = DEFAULT_TTL_S,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = unix_s,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """`clock` returns monotonic seconds, `wall_clock` the seconds since 1970; the wall clocks

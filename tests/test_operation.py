@@ -39,7 +39,7 @@ from etcdlite.client import (
     UnknownOutcome,
 )
 from etcdlite.datadir import StartError
-from etcdlite.listeners import Listeners
+from etcdlite.listeners import CLIENTS, Listeners
 from etcdlite.memory import COLLECT_OBJECTS, collect_only_new_objects
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.storage import checkpoint, layout
@@ -491,6 +491,45 @@ def test_a_name_that_does_not_resolve_is_refused_as_what_it_is(tmp_path, monkeyp
     assert "Stop what uses" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EPERM, errno.ENETDOWN])
+def test_a_connection_that_cannot_be_accepted_does_not_keep_the_loop_awake(
+    number, tmp_path, monkeypatch
+):
+    accepted = []
+    settings = config.load(
+        [f"--data-dir={tmp_path}", "--listen-client-urls=http://127.0.0.1:0"], {}
+    )
+    selector = selectors.DefaultSelector()
+    listeners = Listeners(settings, selector, lambda *one: accepted.append(one))
+    listeners._listen_at(settings.listen_client_urls[0], CLIENTS)
+    listeners.accept(CLIENTS)
+
+    def turn(timeout_s=0.0):
+        ready = selector.select(timeout_s)
+        for key, mask in ready:
+            key.data(mask)
+        return len(ready)
+
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched, socket.create_connection(listeners.addresses[0]):
+        patched.setattr(socket.socket, "accept", fail)
+        patched.setattr(os, "open", fail)
+        assert [turn(PATIENCE_S), turn(), turn()] == [1, 0, 0], "it waits"
+        listeners.resume()
+        assert [turn(), turn()] == [1, 0], "and tries again"
+        patched.undo()
+        listeners.resume()
+        assert turn() == 1 and len(accepted) == 1
+        patched.setattr(socket.socket, "accept", fail)
+        with socket.create_connection(listeners.addresses[0]):
+            turn(PATIENCE_S)
+            listeners.close()
+    accepted[0][0].close()
+    assert not selector.get_map()
+
+
 # The command line.
 
 
@@ -701,7 +740,7 @@ def test_a_member_whose_directory_is_removed_stops_soon(server, folder):
 
 @pytest.mark.parametrize(
     "number",
-    [errno.EROFS, errno.EIO, errno.ENOSPC, errno.ENOENT, errno.ESTALE, errno.ENOMEM],
+    [errno.EROFS, errno.EIO, errno.ENOSPC, errno.EFBIG, errno.ENOENT, errno.ESTALE, errno.ENOMEM],
 )
 def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypatch):
     lines = []
@@ -714,11 +753,53 @@ def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypa
         errno.EROFS: f"cannot use {tmp_path}/x.wal: Read-only file system. Mount its file system",
         errno.EIO: "the disk failed; stopping",
         errno.ENOSPC: "the disk is full; nothing acknowledged is lost",
+        errno.EFBIG: "a file may not grow; nothing acknowledged is lost. To start again, raise the",
         errno.ENOENT: "a file or directory of this member is gone",
         errno.ESTALE: "a file or directory of this member is gone",
         errno.ENOMEM: "out of memory",
     }
     assert len(lines) == 1 and lines[0].startswith(says[number]), lines
+
+
+CLOCK = """
+import os, sys, time
+path, real = sys.argv.pop(1), time.time
+def clock():
+    text = open(path).read()
+    if text == "beyond":
+        raise OverflowError("timestamp too large to convert to C _PyTime_t")
+    return real() + float(text)
+time.time = clock
+from etcdlite.__main__ import main
+sys.exit(main())
+"""
+"""etcdlite on a machine whose clock a file sets."""
+
+
+@pytest.mark.parametrize("clock", ["beyond", "-9e9"])
+def test_a_clock_that_is_set_to_a_time_without_a_number_stops_nothing(clock, server, tmp_path):
+    """Python knows no time after 2262, and the log and tokens have no number for one before
+    1970."""
+    path = tmp_path / "clock"
+    path.write_text("0")
+    running = server(program=(sys.executable, "-c", CLOCK, str(path)))
+    client = running.client()
+    path.write_text(clock)
+    client.put("k", "v")
+    ask = proto.TimelineRequest()
+    wait_until(lambda: client.call("History.Timeline", ask).times, "the time is known")
+    client.call("Auth.UserAdd", proto.AuthUserAddRequest(name="root", password="p"))
+    client.call("Auth.UserGrantRole", proto.AuthUserGrantRoleRequest(user="root", role="root"))
+    client.call("Auth.AuthEnable", proto.AuthEnableRequest())
+    assert client.call("Auth.Authenticate", proto.AuthenticateRequest(name="root", password="p"))
+    with urllib.request.urlopen(f"http://{running.endpoint}/metrics", timeout=PATIENCE_S):
+        pass
+    assert not running.logged("ERROR"), running.tail()
+    running.stop()
+    if clock == "beyond":
+        assert "the clock of this machine is beyond the year 2262" in refused(running)
+    else:
+        running.start()
 
 
 def test_it_serves_without_proc(server):

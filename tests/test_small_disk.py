@@ -501,7 +501,7 @@ def test_a_process_whose_reserved_space_cannot_be_written_goes_on(
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, hard))
             with pytest.raises(EtcdliteError):
                 client.put("waits", VALUE[:size_bytes])
-            process.wait_for_log("waiting")
+            process.wait_for_log("allows no file of this size: raise the limit")
             assert len(client.range(prefix="", serializable=True)) == 20
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         with process.client() as client:

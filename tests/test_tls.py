@@ -28,7 +28,7 @@ from rigs.processes import PATIENCE_S, SMALL_FILES, ServerProcess, wait_until
 from rigs.real_etcd import distributed, without_settings
 from test_cluster_live import LiveCluster
 
-from etcdlite import channels, fixtures, proto, x509
+from etcdlite import channels, proto, x509
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.config import load
 from etcdlite.handshakes import MAX_HANDSHAKES
@@ -460,7 +460,7 @@ def test_auto_tls_of_a_machine_whose_clock_was_wrong_at_the_start(
         return made.not_before, made.not_after
 
     now = real = time.time()
-    monkeypatch.setattr(fixtures.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     monkeypatch.setattr(sys, "executable", "")  # So it is in an environment without PATH.
     for name, at in (("ahead", real + 10 * 365 * 86_400), ("behind", 1000.0)):
         now = at

@@ -11,6 +11,7 @@ next checkpoint need some space themselves.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.permissions import remedy
+from etcdlite.storage.disk import FILE_SIZE_REMEDY
 from etcdlite.storage.layout import ALARM
 
 NOSPACE = 1
@@ -128,6 +130,8 @@ class Alarms:
         quota_left = self.quota_bytes - self._store.size_in_use_bytes
         if failure is not None:
             why, to_do = str(failure), "free space on that file system"
+            if failure.errno == errno.EFBIG:
+                to_do = FILE_SIZE_REMEDY
         elif self.quota_bytes and quota_left <= self.disk_left_bytes:
             why, to_do = "the quota is used up", "compact, delete keys or raise the quota"
         else:

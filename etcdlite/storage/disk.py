@@ -30,6 +30,11 @@ from etcdlite import log
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The file system or the user's quota is full, or a file has reached its maximum size."""
 
+FILE_SIZE_REMEDY = (
+    "raise the limit of the size of files (LimitFSIZE= of systemd, ulimit -f), or use a file "
+    "system that allows larger ones"
+)
+
 REFUSED = (errno.EMFILE, errno.ENFILE, errno.EACCES)
 """No file descriptor is free, or a directory has another owner or mode than before."""
 
@@ -59,6 +64,8 @@ def pause(failure: OSError) -> None:
         why = "has no space or no file descriptor left"
         if failure.errno == errno.EACCES:
             why = "refuses access to the data"
+        elif failure.errno == errno.EFBIG:
+            why = f"allows no file of this size: {FILE_SIZE_REMEDY}"
         log.error(f"the system {why}; waiting", error=str(failure))
     if _is_stopping.wait(PAUSE_S):
         raise failure

@@ -14,7 +14,6 @@ import math
 import os
 import resource
 import sys
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -27,10 +26,11 @@ from etcdlite.metrics import SHORT_BOUNDS_S, SYNC_BOUNDS_S, Histogram
 from etcdlite.raft import LEADER
 from etcdlite.replica.alarms import CORRUPT, NOSPACE, alarm_name
 from etcdlite.versions import etcd_version
+from etcdlite.wall_clock import unix_s
 from etcdlite.wire.health import HealthCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_STARTED_S = time.time()
+_STARTED_S = unix_s()
 
 _Labels = Mapping[str, str] | str
 """By name, or as they are rendered."""
@@ -426,7 +426,7 @@ class Scrape(NamedTuple):
         yield _families(
             ("gauge", "etcdlite_disk_left_bytes", alarms.disk_left_bytes,
              "Free space of the file system of the data, beyond the reserve that stays free"),
-            ("gauge", "etcdlite_clock_timestamp_seconds", time.time(), "This machine's Unix time"),
+            ("gauge", "etcdlite_clock_timestamp_seconds", unix_s(), "This machine's Unix time"),
         )  # fmt: skip
         for name, value in self.backup.items():
             yield _gauge(name, backup_status.NAMES[name], value)
