@@ -213,7 +213,8 @@ class Member:
     # From the other members: `PeerEvents`.
 
     def on_message(self, message: Message) -> None:
-        if self.rollback.is_over:
+        # A member that is being forced to be a cluster of its own has no others any more.
+        if self.rollback.is_over and self.forced.is_done:
             self.raft.step(message)
 
     def on_peer_opened(self, node: int) -> None:

@@ -17,7 +17,7 @@ from sim.world import Node, World
 from etcdlite import datadir, frames, log, methods, proto, snap
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import Limits
-from etcdlite.raft import HEARTBEAT_RESP, Message
+from etcdlite.raft import HEARTBEAT, HEARTBEAT_RESP, Message
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica import rollback
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
@@ -880,6 +880,24 @@ def test_a_member_that_is_forced_to_be_a_cluster_of_its_own_keeps_what_it_has(
     lone.start()
     world.run(2)
     assert client.get(lone, b"more") == b"v"
+
+
+def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_itself(
+    cluster: Cluster,
+) -> None:
+    """It is a mistake to do this. But the two logs must not mix: what one of the clusters commits
+    would count for the other."""
+    world, forced, leader = cluster.world, cluster.followers[0], cluster.leader
+    forced.crash()
+    cluster.client.put(leader, b"k")
+    forced.start(force_new_cluster=True)
+    own_id = forced.member_id
+    assert not forced.member.forced.is_done
+    for term in (leader.member.raft.term, 9):
+        forced.member.on_message(Message(HEARTBEAT, own_id, leader.member_id, term))
+    assert forced.member.raft.term < 9
+    world.run_until(lambda: forced.member.forced.is_done)
+    assert forced.member.leads and forced.member.raft.voters == {own_id}
 
 
 def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
