@@ -43,11 +43,14 @@ def initial_cluster(
     own = {address for url in peer_urls for address in _addresses(url)}
     numbers = itertools.count()
     pairs = [(name if own & _addresses(url) else str(next(numbers)), url) for url in found]
-    if all(member != name for member, _ in pairs):
+    count = sum(member == name for member, _ in pairs)
+    # A name that stands for several members would make a cluster of its own of each of them.
+    if not 0 < count <= len(peer_urls):
+        which = f"{count} of the members" if count else "none of the members"
         raise DiscoveryError(
-            f"none of the members in the SRV records of {domain} is this one: they are at "
-            f"{', '.join(url for _, url in pairs)}, and initial-advertise-peer-urls is "
-            f"{', '.join(peer_urls)}. Correct one of them"
+            f"{which} in the SRV records of {domain} {'are' if count else 'is'} this one: they "
+            f"are at {', '.join(found)}, and initial-advertise-peer-urls is "
+            f"{', '.join(peer_urls)}. Correct one of them: a URL must stand for one member alone"
         )
     return pairs
 

@@ -112,6 +112,21 @@ def test_records_without_this_member_are_refused(fake_dns: FakeDns) -> None:
         found(fake_dns, "http://localhost:2382")
 
 
+def test_a_name_that_stands_for_several_members_is_refused(
+    fake_dns: FakeDns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would take all records for its own, and be a cluster of one."""
+    fake_dns.records["_etcd-server._tcp.example.invalid"] = MEMBERS[:2]
+    known = {"a.example.invalid": {"10.0.0.1"}, "b.example.invalid": {"10.0.0.2"}}
+    known["all.example.invalid"] = {"10.0.0.1", "10.0.0.2"}
+    monkeypatch.setattr(discovery, "look_up", known.get)
+    assert dict(found(fake_dns, "http://a.example.invalid:2380")).keys() == {"me", "0"}
+    with pytest.raises(
+        DiscoveryError, match=r"2 of the members .* are this one.* one member alone"
+    ):
+        found(fake_dns, "http://all.example.invalid:2380")
+
+
 def test_without_records_it_says_which_are_missing(fake_dns: FakeDns) -> None:
     with pytest.raises(DiscoveryError, match=r"no SRV records _etcd-server\._tcp\.example"):
         found(fake_dns, "http://localhost:2380")
