@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember
+from sim.world import Node
+from test_cluster import Cluster
 
 from etcdlite import errors, frames, methods, proto
 from etcdlite.client import operations as client_calls
@@ -28,7 +30,7 @@ EVERYTHING = proto.RangeRequest(key=b"\0", range_end=b"\0")
 class Caller:
     """One client's connection: opens calls and keeps what comes back, by request id."""
 
-    def __init__(self, lone: LoneMember) -> None:
+    def __init__(self, lone: LoneMember | Node) -> None:
         self.lone = lone
         self.calls = Calls(lone.member, self)
         self.received: dict[int, list[Any]] = {}
@@ -363,6 +365,52 @@ def test_a_call_that_is_given_up_leaves_the_key_to_the_next_call_of_its_lease(
     lone.settle()
     assert caller.answer(third).key if method == "Lock.Lock" else caller.answer(third).leader
     assert keys(lone) == [b"door/2"]
+
+
+@pytest.mark.parametrize("method", ["Lock.Lock", "Election.Campaign"])
+def test_a_member_that_learns_late_that_a_call_is_given_up_leaves_the_key_to_another_member(
+    method: str,
+) -> None:
+    cluster = Cluster()
+    world, client, (late, other) = cluster.world, cluster.client, cluster.followers
+    for lease in (1, 2):
+        client.ask(other, "Lease.LeaseGrant", ID=lease, TTL=600)
+    caller = Caller(late)
+    first = caller.send(method, name=b"door", lease=1)
+    world.run_until(lambda: bool(caller.received[first]))
+    waiting = caller.send(method, name=b"door", lease=2)
+    world.run(1)
+    world.partition([late.name], [node.name for node in cluster.nodes if node is not late])
+    assert caller.calls.close(waiting)
+    late.turn()
+    there = Caller(other)
+    again = there.send(method, name=b"door", lease=2)
+    client.ask(other, "KV.DeleteRange", key=b"door/1")
+    world.run_until(lambda: bool(there.received[again]))
+    world.heal()
+    world.run(2)
+    assert there.answer(again)
+    assert client.get(other, b"door/2") is not None
+
+
+@pytest.mark.parametrize("method", ["Lock.Lock", "Election.Campaign"])
+def test_the_last_call_given_up_deletes_the_key_though_it_failed_itself(
+    lone: LoneMember, caller: Caller, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller.ask(method, name=b"door", lease=grant(lone, 1))
+    first = caller.begin(method, name=b"door", lease=grant(lone, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(lone.member.writes, "propose", lambda *_: None)
+        second = caller.send(method, name=b"door", lease=2)
+    caller.cancel(first)
+    assert keys(lone) == [b"door/1", b"door/2"]
+    for ref in caller.opened[-1:]:
+        call = ref()
+        assert call is not None
+        call.fail(1, methods.TXN, errors.error("NoLeader"))  # type: ignore[attr-defined]
+    lone.settle()
+    assert isinstance(caller.received[second][0], EtcdError)
+    assert keys(lone) == [b"door/1"]
 
 
 def test_a_granted_lock_outlives_its_call_and_connection(lone: LoneMember, caller: Caller) -> None:

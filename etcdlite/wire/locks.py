@@ -19,9 +19,14 @@ A Lock or Campaign that is cancelled or fails before it is answered deletes its 
 lease if it made one. If the member does not know whether the key was written, the key stays until
 its lease ends. After the answer, the key stays until the client gives it up or its lease ends.
 
+A client may give up a call and ask again with the same lease, perhaps at another member, before the
+first member knows. So a call that finds its key writes it again, unless this member has answered
+that the key holds, and a member deletes a key only if the key's last write is its own. (etcd
+deletes the key although the second call was told that it holds.)
+
 Invariants: a call is answered at most once, and never after it was closed; a call deletes a key
-only if the key has the create_revision of its own write, or waits behind an older one, and no other
-call of this member waits with it.
+only if no other call of this member waits with it, the last write of the key is by this member, and
+either a call of this member created it and none was answered, or it waits behind an older one.
 
 The behaviour is etcd's, including the code Unknown for every failure: etcd passes these requests
 through an internal client that keeps only the text. The differences:
@@ -56,6 +61,9 @@ PAGE_KEYS = 500
 
 MAX_EVENT_BYTES = 128 << 10
 """A queue is read again, in pages, rather than take in more events than this at once."""
+
+MAX_HELD = 1000
+"""Keys that a member remembers to have answered."""
 
 CALL_BYTES = 2500
 """The approximate memory of a waiting call, beyond the `REQUEST_BYTES` of each request."""
@@ -253,9 +261,24 @@ class _Queue(OwnRequester):
 _READ, _WAKE = 1, 2
 """The request ids of a queue."""
 
-_STANDING: WeakKeyDictionary[Member, dict[bytes, list[_QueueCall]]] = WeakKeyDictionary()
-"""The calls of a member that are not answered yet, by key. A client may give one up and ask again
-with the same lease: the key is then left to the later call."""
+
+class _Place:
+    """A key, for the calls of this member that stand in line with it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.written = 0
+        """The mod_revision of the last write of these calls."""
+        self.gives_back = False
+        """One of these calls created the key and none was answered: the last one deletes it."""
+
+
+_PLACES: WeakKeyDictionary[Member, dict[bytes, _Place]] = WeakKeyDictionary()
+"""The places of a member's calls that are not answered yet, by key."""
+
+_HELD: WeakKeyDictionary[Member, dict[int, int]] = WeakKeyDictionary()
+"""The create_revisions of the keys that a member answered last, by the keys' hashes. A call that
+finds such a key changes nothing, as in etcd."""
 
 _QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
 
@@ -446,22 +469,18 @@ class _ScriptedCall(Call):
 # Shared parts of the scripts.
 
 
-def _txn(compare_key: bytes, create_revision: int, **branches: Any) -> _Ask:
+def _if_created(key: bytes, revision: int, **branches: Any) -> proto.TxnRequest:
     """A transaction on the condition that a key has this create_revision (0: does not exist)."""
-    compare = proto.Compare(
-        target=proto.Compare.CREATE, key=compare_key, create_revision=create_revision
-    )
-    return _Ask(TXN, proto.TxnRequest(compare=[compare], **branches), True)
+    compare = proto.Compare(target=proto.Compare.CREATE, key=key, create_revision=revision)
+    return proto.TxnRequest(compare=[compare], **branches)
 
 
 def _put(key: bytes, value: bytes, lease: int) -> proto.RequestOp:
     return proto.RequestOp(request_put=proto.PutRequest(key=key, value=value, lease=lease))
 
 
-def _give_back(leader: proto.LeaderKey) -> _Ask:
-    """Delete the key, if it is the one that was written."""
-    delete = proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=leader.key))
-    return _txn(leader.key, leader.rev, success=[delete])
+def _delete(key: bytes) -> proto.RequestOp:
+    return proto.RequestOp(request_delete_range=proto.DeleteRangeRequest(key=key))
 
 
 def _after(prefix: bytes) -> bytes:
@@ -495,10 +514,29 @@ def _grant() -> _Ask:
 
 def _proclaim(leader: proto.LeaderKey, value: bytes, lease: int) -> Generator[Any, Any, Any]:
     """Set the value of a LeaderKey; returns the header."""
-    done = yield _txn(leader.key, leader.rev, success=[_put(leader.key, value, lease)])
+    put = _put(leader.key, value, lease)
+    done = yield _Ask(TXN, _if_created(leader.key, leader.rev, success=[put]), True)
     if not done.succeeded:
         raise EtcdError(UNKNOWN, NOT_LEADER)
     return done.header
+
+
+def _stand(prefix: bytes, mine: proto.LeaderKey, value: bytes | None, held: int) -> _Ask:
+    """Create the key and count the keys of the queue. A key that exists is read if its
+    create_revision is `held`; otherwise it is written again, so that no other member deletes it."""
+    create = _put(mine.key, value or b"", mine.lease)
+    again = proto.PutRequest(key=mine.key, prev_kv=True, value=value or b"")
+    again.lease, again.ignore_value = mine.lease, value is None
+    own = proto.RequestOp(request_range=proto.RangeRequest(key=mine.key))
+    write = proto.RequestOp(request_put=again)
+    find = _if_created(mine.key, held, success=[own], failure=[write])
+    txn = _if_created(
+        mine.key,
+        0,
+        success=[create, _count(prefix)],
+        failure=[proto.RequestOp(request_txn=find), _count(prefix)],
+    )
+    return _Ask(TXN, txn, True)
 
 
 class _QueueCall(_ScriptedCall):
@@ -508,8 +546,6 @@ class _QueueCall(_ScriptedCall):
     """The error if the key is deleted while the call waits."""
     _queue: _Queue | None = None
     """Where the call waits."""
-    _gives_back = False
-    """If the call is given up, it deletes its key."""
 
     def stand(
         self, request: proto.LockRequest | proto.CampaignRequest, value: bytes | None
@@ -517,56 +553,59 @@ class _QueueCall(_ScriptedCall):
         """`value`: of the key; None if it does not matter."""
         prefix = request.name + b"/"
         mine = proto.LeaderKey(name=request.name, lease=request.lease)
-        made = 0
-        standing = _STANDING.setdefault(self.member, {})
+        if not mine.lease:
+            mine.lease = (yield _grant()).ID
+        mine.key = prefix + b"%x" % mine.lease
+        places = _PLACES.setdefault(self.member, {})
+        held = _HELD.setdefault(self.member, {})
+        place = places.setdefault(mine.key, _Place())
+        place.calls += 1
         try:
-            if not mine.lease:
-                mine.lease = made = (yield _grant()).ID
-            mine.key = prefix + b"%x" % mine.lease
-            standing.setdefault(mine.key, []).append(self)
-            own = proto.RangeRequest(key=mine.key)
-            placed = yield _txn(
-                mine.key,
-                0,
-                success=[_put(mine.key, value or b"", mine.lease), _count(prefix)],
-                failure=[proto.RequestOp(request_range=own), _count(prefix)],
-            )
-            place, queue = placed.responses
+            placed = yield _stand(prefix, mine, value, held.get(hash(mine.key), -1))
+            first, queue = placed.responses
             header = placed.header
             if placed.succeeded:
-                self._gives_back = True
-                mine.rev = header.revision
+                place.gives_back = True
+                place.written = mine.rev = header.revision
             else:
-                # An older call owns this key: do not delete it if it may hold the lock already.
-                found = place.response_range.kvs[0]
+                (answer,) = first.response_txn.responses
+                is_held = first.response_txn.succeeded
+                found = answer.response_range.kvs[0] if is_held else answer.response_put.prev_kv
                 mine.rev = found.create_revision
-                if value is not None and found.value != value:
+                place.written = found.mod_revision if is_held else header.revision
+                if is_held and value is not None and found.value != value:
                     yield from _proclaim(mine, value, mine.lease)
             if queue.response_range.count > 1:
                 yield _Wait(prefix, mine.rev)
-                now = yield _Ask(RANGE, own, False)
+                now = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
                 if not now.kvs or now.kvs[0].create_revision != mine.rev:
                     raise EtcdError(UNKNOWN, self.lost)
                 header = now.header
-            for call in standing[mine.key]:
-                call._gives_back &= call is self or self._is_over  # The key is held now.
+            if not self._is_over:
+                place.gives_back = False
+                held.pop(hash(mine.key), None)
+                held[hash(mine.key)] = mine.rev
+                if len(held) > MAX_HELD:
+                    del held[next(iter(held))]
             yield self.won(mine, placed.header, header)
         except (GeneratorExit, EtcdError):
-            gives_back = self._gives_back or (
-                self._queue is not None and self._queue.is_behind(mine.rev)
-            )
-            others = [call for call in standing.get(mine.key, ()) if call is not self]
-            heir = next((call for call in others if not call._is_over), None)
-            if gives_back and heir is not None:
-                heir._gives_back = True
-            else:
-                self._leave(made, mine if gives_back else None)
+            if not request.lease:
+                revoke = proto.LeaseRevokeRequest(ID=mine.lease)
+                self.member.writes.propose_message(None, 0, LEASE_REVOKE, revoke)
+            elif place.calls == 1 and (
+                place.gives_back or (self._queue is not None and self._queue.is_behind(mine.rev))
+            ):
+                # Without waiting for the outcome.
+                compare = proto.Compare(
+                    target=proto.Compare.MOD, key=mine.key, mod_revision=place.written
+                )
+                delete = proto.TxnRequest(compare=[compare], success=[_delete(mine.key)])
+                self.member.writes.propose_message(None, 0, TXN, delete)
             raise
         finally:
-            if self in standing.get(mine.key, ()):
-                standing[mine.key].remove(self)
-                if not standing[mine.key]:
-                    del standing[mine.key]
+            place.calls -= 1
+            if not place.calls:
+                del places[mine.key]
 
     def _join(self, place: _Wait) -> bool:
         queues = _queues(self.member)
@@ -585,15 +624,6 @@ class _QueueCall(_ScriptedCall):
     def _finish_with(self, failure: EtcdError | None) -> None:
         self._close_stream()
         super()._finish_with(failure)
-
-    def _leave(self, made: int, own: proto.LeaderKey | None) -> None:
-        """Delete what was written, without waiting for the outcome."""
-        if made:
-            self.member.writes.propose_message(
-                None, 0, LEASE_REVOKE, proto.LeaseRevokeRequest(ID=made)
-            )
-        elif own is not None:
-            self.member.writes.propose_message(None, 0, TXN, _give_back(own).request)
 
     def won(self, mine: proto.LeaderKey, placed: Any, found: Any) -> Any:
         """The answer. `placed` is the header of the write that created or found the key, `found`
@@ -645,7 +675,9 @@ class LeaderCall(_ScriptedCall):
 
 class ResignCall(_ScriptedCall):
     def run(self, request: proto.ResignRequest) -> Script:
-        done = yield _give_back(_leader_of(request))
+        leader = _leader_of(request)
+        txn = _if_created(leader.key, leader.rev, success=[_delete(leader.key)])
+        done = yield _Ask(TXN, txn, True)
         yield proto.ResignResponse(header=done.header)
 
 
