@@ -215,6 +215,22 @@ def test_a_large_request_is_sent_whole_however_slow_the_server_is(connect: Conne
         assert len(server.connections) == 1
 
 
+def test_a_call_that_cannot_be_sent_in_time_leaves_the_requests_of_others_alone(
+    connect: Connect,
+) -> None:
+    with FakeServer() as server:
+        server.bytes_at_once = 1 << 16
+        client = connect(server, dial_timeout_s=30.0, timeout_s=60.0)
+        with ThreadPoolExecutor(8) as pool:
+            puts = [pool.submit(client.put, f"{number}", b"x" * 1_000_000) for number in range(8)]
+            wait_until(lambda: bool(server.connections), "a connection")
+            while not all(put.done() for put in puts):
+                with contextlib.suppress(Timeout):
+                    client.get("k", timeout_s=0.05)
+        assert sorted(put.result().revision for put in puts) == list(range(2, 10))
+        assert len(server.connections) == 1
+
+
 # Broken connections and several endpoints.
 
 

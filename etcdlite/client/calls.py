@@ -231,8 +231,10 @@ class Calls:
                 and not link.usable()
             ):
                 link = yield from self.connected(deadline_s, method, timeout_s)
-            if link.is_congested:
-                yield from self.drained(link, deadline_s)
+            if link.is_congested and not (yield from self.drained(link, deadline_s)):
+                link.suspect()
+                text = f"{method} was not sent within {timeout_s:g} s: others are still being sent"
+                raise error_at(errors.Timeout, link.endpoint, text)
             signal = self.make_signal()
             ticket = Ticket(rpc, signal.set)
             try:
@@ -300,12 +302,16 @@ class Calls:
             link.cancel(ticket)
             raise
 
-    def drained(self, link: Link, deadline_s: float) -> Script[None]:
-        """Wait until the server takes in what was sent; at the deadline, close the link."""
-        while link.is_congested and not link.failure:
-            if not (yield link.drained, deadline_s):
-                link.close(cause_of(BlockingIOError(), 0))
+    def drained(self, link: Link, deadline_s: float) -> Script[bool]:
+        """Wait until the server takes in what was sent; False if the deadline comes first."""
+        while link.is_congested and link.usable():
+            if (
+                not (yield link.drained, link.wait_limit_s(deadline_s))
+                and monotonic() >= deadline_s
+            ):
+                return False
         link.drained.set()  # for the next one that waits
+        return True
 
     def pause(self, seconds: float) -> Script[None]:
         """Wait, but not longer than until the client is closed."""

@@ -143,17 +143,26 @@ class Link:
         return cancelled
 
     def expire(self, ticket: Ticket) -> bool:
-        """Cancel a request because its time is over. False if it had ended.
-
-        After one timeout, the other requests do not wait for theirs on a dead server: they are
-        woken to look at `wait_limit_s` again."""
+        """Cancel a request because its time is over. False if it had ended."""
         was_heard = self.connection.silent_since_s is None
         if not self.cancel(ticket):
             return False
         if was_heard:
-            for other in self.connection.open_tickets():
-                other.wake()
+            self._wake_all()
         return True
+
+    def suspect(self) -> None:
+        """The time of a request was over before it could be sent: the server has to send something
+        within the time for an answer to a cancel."""
+        with self._lock:
+            self.connection.silent_since_s = self.connection.silent_since_s or monotonic()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        """After one timeout, the other requests do not wait for theirs on a dead server: they look
+        at `wait_limit_s` again."""
+        for ticket in self.connection.open_tickets():
+            ticket.wake()
 
     def receive(self, data: bytes) -> str:
         """Take in bytes, b"" at the end, and wake the tickets. Returns `failure`."""

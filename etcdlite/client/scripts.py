@@ -97,8 +97,9 @@ class StreamBase:
     def _send(self, message: Any) -> Script[None]:
         link, ticket = self._parts()
         body = message.encode()
-        if link.is_congested:
-            yield from self._calls.drained(link, monotonic() + self._calls.timeout_s)
+        until_s = monotonic() + self._calls.timeout_s
+        if link.is_congested and not (yield from self._calls.drained(link, until_s)):
+            link.close(connection.cause_of(BlockingIOError(), 0))
         with contextlib.suppress(Broken):
             link.send(ticket, body)
         if link.failure:
