@@ -221,9 +221,10 @@ def test_a_call_that_cannot_be_sent_in_time_leaves_the_requests_of_others_alone(
     with FakeServer() as server:
         server.bytes_at_once = 1 << 16
         client = connect(server, dial_timeout_s=30.0, timeout_s=60.0)
+        assert client.get("k") is None
+        server.intercept = lambda *about: IGNORE if about[2] == "KV.Range" else None
         with ThreadPoolExecutor(8) as pool:
             puts = [pool.submit(client.put, f"{number}", b"x" * 1_000_000) for number in range(8)]
-            wait_until(lambda: bool(server.connections), "a connection")
             while not all(put.done() for put in puts):
                 with contextlib.suppress(Timeout):
                     client.get("k", timeout_s=0.05)
@@ -266,20 +267,49 @@ def test_a_link_local_address_of_a_name_keeps_its_scope(monkeypatch: pytest.Monk
         loopback = socket.if_nametoindex("lo")
         return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 2379, 0, loopback))]
 
-    async def connect(_: Any, *address: Any, **__: Any) -> None:
+    async def connect(_: Any, address: Any) -> None:
         tried.append(address)
         raise OSError("no route")
 
     async def dial() -> None:
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(loop, "getaddrinfo", look_up)
-        monkeypatch.setattr(loop, "create_connection", connect)
+        monkeypatch.setattr(loop, "sock_connect", connect)
         async with AsyncClient("near.test", timeout_s=1.0) as client:
             with pytest.raises(ConnectionFailed):
                 await client.get("k")
 
     asyncio.run(dial())
-    assert set(tried) == {("fe80::1%lo", "2379")}
+    assert set(tried) == {("fe80::1", 2379, 0, socket.if_nametoindex("lo"))}
+
+
+def test_a_loop_that_stalls_while_it_connects_makes_one_connection(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of an address must not end when its connection is made: the handshake of the
+    protocol is sent once."""
+    made = asyncio.SelectorEventLoop._make_socket_transport  # type: ignore[attr-defined]
+
+    def stalled(*args: Any, **options: Any) -> Any:
+        time.sleep(1.6)
+        return made(*args, **options)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "_make_socket_transport", stalled)
+    look_up = socket.getaddrinfo
+
+    def addresses(host: Any, *others: Any, **options: Any) -> Any:
+        if host != "two.test":
+            return look_up(host, *others, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))] * 2
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+
+    async def put() -> int:
+        endpoint = f"two.test:{server.port}"
+        async with AsyncClient(endpoint, dial_timeout_s=3.0, timeout_s=30.0) as client:
+            return (await client.put("k", "v")).revision
+
+    assert asyncio.run(put()) == 2
 
 
 @pytest.mark.parametrize("turns", range(8))

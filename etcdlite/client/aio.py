@@ -157,29 +157,16 @@ def _start(start: Start) -> Callable[[], object]:
     return asyncio.get_running_loop().create_task(run(start.script), name=start.name).cancel
 
 
-_NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-
-
 async def _connect(dial: Dial) -> Link:
     """Connect and wait for the server's hello. Raises ChannelError and OSError."""
     loop = asyncio.get_running_loop()
     link = _TaskLink(dial, loop)
 
     async def greeted() -> None:
+        # An address that does not answer leaves time for the others of its host.
+        delay_s = dial.timeout_s / 8
         host, port, _ = dial.server
-        found: list[Any] = [(host, port)]
-        if not (":" in host or host.replace(".", "").isdigit()):  # A name, not an address.
-            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            # With the scope of a link-local address in the text, which `address[:2]` has not.
-            found = [socket.getnameinfo(address, _NUMERIC) for *_, address in infos]
-        # As in `link.connect`, an address that does not answer leaves time for the others.
-        for address in found[:-1]:
-            connecting = loop.create_connection(lambda: link, *address)
-            with suppress(OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(connecting, dial.timeout_s / len(found))
-                break
-        else:
-            await loop.create_connection(lambda: link, *found[-1])
+        await loop.create_connection(lambda: link, host, port, happy_eyeballs_delay=delay_s)
         await link.greeted
 
     greeting = loop.create_task(greeted())
