@@ -19,10 +19,20 @@ from test_fuzz import message, mutated, state
 
 from etcdlite import __version__, frames, methods, peer_frames, proto
 from etcdlite.frames import HANDSHAKE, MAGIC
-from etcdlite.methods import ALARM_METHOD, MEMBER_CHANGE, METHOD_BY_NAME, PUBLISH, PUT, TXN
-from etcdlite.peer import FORWARD, INTRODUCE, encode_forward
+from etcdlite.methods import (
+    ALARM_METHOD,
+    MEMBER_CHANGE,
+    METHOD_BY_NAME,
+    PEER_METHODS,
+    PUBLISH,
+    PUT,
+    TXN,
+)
+from etcdlite.peer import FORWARD, INTRODUCE, RAFT, SNAPSHOT, encode_forward, encode_message
 from etcdlite.peer_frames import PeerFrameReader
 from etcdlite.proto import DecodeError
+from etcdlite.raft import Message
+from etcdlite.raft_log import Entry
 from etcdlite.replica.entry import encode_entry
 from etcdlite.storage.steps import finish
 from etcdlite.wire.peer_session import Accepted
@@ -123,16 +133,24 @@ class Cluster:
         parts = [frames.frame(1, method, 0, body) for method, body in requests]
         return encode_entry(self.follower.member_id, self.batch, parts)
 
-    def session(self) -> Accepted:
-        """A connection to the leader that says it is the follower's."""
-        other = self.follower.member.identity
-        session = Accepted(self.leader, lambda session: None)
+    def session(
+        self,
+        victim: Node | None = None,
+        follower: Node | None = None,
+        offer: proto.SnapshotOffer | None = None,
+    ) -> Accepted:
+        """A connection to the leader, or another victim, that says it is the follower's, and that
+        may bring a snapshot."""
+        other = (follower or self.follower).member.identity
+        member = self.leader if victim is None else victim.member
+        session = Accepted(member, lambda session: None)
         introduction = proto.Introduction(
             version=__version__,
             cluster_id=other.cluster_id,
             member_id=other.member_id,
-            to=self.leader.identity.member_id,
+            to=member.identity.member_id,
             life=other.incarnation,
+            snapshot=offer,
         )
         version = peer_frames.VERSION
         session.receive(HANDSHAKE.pack(MAGIC, version, version))
@@ -380,3 +398,72 @@ def test_whatever_is_in_the_log_all_members_stay_equal(seed: int) -> None:
                 cluster.leader.raft.propose_conf_change(entry)
         cluster.world.run(0.05)
     cluster.check()
+
+
+def likely_message(rng: random.Random, cluster: Cluster, victim: Node, other: Node) -> Message:
+    """A raft message of `other` with numbers that are near the right ones most of the time."""
+    raft = victim.member.raft
+
+    def near(*numbers: int) -> int:
+        return rng.choice((*numbers, *numbers, *numbers, 0, 1, 2**63, 2**64 - 1))
+
+    index = near(raft.log.last, raft.log.last + 1, raft.log.last - 1, raft.log.committed)
+    put = cluster.entry([(PUT, b"\x0a\x01k")])
+    change = cluster.entry([(MEMBER_CHANGE, rng.choice(list(CHANGES.values())).encode())])
+    entries = [
+        Entry(near(raft.term, raft.term - 1), index + 1, rng.choice((0, 0, 1, 255)), data)
+        for data in rng.choices((b"", put, change, b"x"), k=rng.choice((0, 0, 1, 3)))
+    ]
+    return Message(
+        kind=rng.choice((*range(1, 13), *range(1, 13), 0, 13, 200)),
+        to=victim.member_id,
+        sender=other.member_id,
+        term=near(raft.term, raft.term, raft.term + 1, raft.term - 1),
+        index=index % 2**64,
+        log_term=near(raft.term, raft.term - 1),
+        commit=near(raft.log.committed, raft.log.last, raft.log.last + 1),
+        entries=entries,
+        reject=rng.random() < 0.3,
+        hint=near(raft.log.last, raft.log.committed),
+        context=rng.choice((b"", b"transfer", bytes(8), rng.randbytes(16))),
+    )
+
+
+def likely_frame(rng: random.Random, cluster: Cluster, victim: Node, other: Node) -> bytes:
+    """A frame of `other`, which has introduced itself."""
+    method, body = RAFT, b""
+    match rng.choice(("raft", "raft", "raft", "question", "snapshot", "ping")):
+        case "raft":
+            body = encode_message(likely_message(rng, cluster, victim, other))
+        case "question":
+            method = rng.choice(sorted(PEER_METHODS))
+            body = message(rng, methods.REQUESTS[method]).encode()
+        case "snapshot":
+            method, body = SNAPSHOT, rng.choice((b"", rng.randbytes(40), bytes(16)))
+        case _:
+            method, body = frames.PING, rng.randbytes(rng.choice((0, 8, 16, 40)))
+    body = mutated(rng, body) if rng.random() < 0.1 else body
+    return peer_frames.frame(rng.randrange(1, 99), method, 0, body)
+
+
+@ROUNDS
+def test_whatever_a_member_says_no_other_one_ends(seed: int) -> None:
+    """It may lead, and have them lose what they have: that is for consensus among members that are
+    not hostile. But it cannot end their processes."""
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(4):
+        cluster = Cluster(rng.getrandbits(32))
+        for _ in range(20):
+            victim, other = rng.sample(cluster.nodes, 2)
+            offer = message(rng, proto.SnapshotOffer) if rng.random() < 0.2 else None
+            session = cluster.session(victim, other, offer)
+            for _ in range(4):
+                session.receive(likely_frame(rng, cluster, victim, other))
+                cluster.world.run(rng.choice((0.001, 0.01, 0.2)))
+                take_output(session)
+            refused += session.is_closing
+            session.closed()
+        cluster.world.run(1.0)
+        assert all(node.is_up for node in cluster.nodes)
+    assert refused > 10
