@@ -820,6 +820,28 @@ def test_more_large_leases_than_a_stream_may_renew_at_once_are_known_soon(
     assert [answer.ID for answer in renewed] == list(leases)
 
 
+def test_renewals_of_streams_that_were_closed_do_not_pile_up(
+    house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 1)
+    leases = range(1, 4)
+    for lease in leases:
+        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
+        for number in range(100):
+            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.member.reads, "_slice_is_over", lambda: True)  # A slow machine.
+        for _ in range(20):
+            request_id = ann.send("Lease.LeaseKeepAlive", ID=1)
+            for lease in leases[1:]:
+                ann.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=lease).encode())
+            ann.calls.close(request_id)
+            for _ in range(4):
+                house.member.turn()
+        assert len(house.member.reads._lines) < 10
+    house.settle()
+
+
 def test_logins_wait_in_lines_that_take_turns(house: LoneMember) -> None:
     member = house.member
     someone = User(house)

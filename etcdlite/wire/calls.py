@@ -137,6 +137,8 @@ class Calls:
         self.quota = Quota()
         self.held: dict[int, int] = {}
         """What requests hold beyond `REQUEST_BYTES`, by their ids."""
+        self.checks = 0
+        """Renewals that had to wait for a check."""
         self._member = member
         self._owner = owner
         self._open: dict[int, Call] = {}

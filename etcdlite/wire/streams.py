@@ -147,7 +147,7 @@ class KeepAliveCall(Call):
     is_member = True
     """For the member: whose renewals these are has been checked."""
     # The class has the defaults, because some clients open a stream for each renewal.
-    _asked = _unanswered = _unread_checks = 0
+    _asked = _unanswered = _unread_checks = _last_check = 0
     _is_finished = False
     _unchecked: dict[int, tuple[bytes, bool]] = {}
     """Renewals that wait for a check, by number: (message, `is_current` of `Access.retry`)."""
@@ -181,6 +181,8 @@ class KeepAliveCall(Call):
                 for _ in steps:  # The lease has many keys.
                     steps.close()
                     self._unchecked[number] = (body, is_current)
+                    self.owner.calls.checks += 1
+                    self._last_check = self.owner.calls.checks
                     member.reads.check_renewal(self, number, author, lease_id)
                     return
         except EtcdError as refused:
@@ -209,7 +211,8 @@ class KeepAliveCall(Call):
     # The session of `Reads.check_renewal`.
 
     def awaits(self, number: int) -> bool:
-        return True  # Once it is known, the next stream need not wait for it.
+        # Once it is known, the next stream need not wait for it, until that has checks of its own.
+        return not self.is_closed or self._last_check == self.owner.calls.checks
 
     def reply(self, number: int, method: int, answer: bytes) -> None:
         """The user may renew this lease."""
