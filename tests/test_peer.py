@@ -36,7 +36,7 @@ from etcdlite.peer import (
     encode_message,
 )
 from etcdlite.peer_frames import PeerFrameReader
-from etcdlite.proto import DecodeError
+from etcdlite.proto import MAX_FIELDS, DecodeError
 from etcdlite.raft import APP, HEARTBEAT, Message
 from etcdlite.raft_log import Entry
 from etcdlite.replica.entry import check_entry, decode_requests, encode_entry, read_header
@@ -152,6 +152,21 @@ def test_a_message_that_contradicts_the_log_costs_only_the_connection() -> None:
     caller.ask(RAFT, encode_message(bad))
     assert caller.session.is_closing
     assert raft.hard_state == state
+
+
+def test_a_question_with_more_fields_than_a_request_may_have_costs_only_its_answer() -> None:
+    """A member passes on what a client sent. In JSON the client may have sent more."""
+    caller = Caller(members=3)
+    caller.shake()
+    other = caller.nodes[1].member
+    caller.introduce(member_id=other.identity.member_id, life=other.identity.incarnation)
+    add = methods.METHOD_BY_NAME["Cluster.MemberAdd"]
+    request = add.request(peerURLs=["http://m4:2380"] * (MAX_FIELDS + 1))
+    ((_, _, flags, body),) = caller.ask(add.number, request.encode(), 2)
+    assert flags == END | ERROR
+    assert "fields" in proto.Error.decode(body).message
+    assert not caller.session.is_closing
+    assert caller.ask(PING, b"abc", 3) == [(3, PING, END, b"abc")]
 
 
 def test_the_wrong_cluster_is_refused() -> None:

@@ -15,6 +15,7 @@ from etcdlite.addresses import Addresses
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
+from etcdlite.proto import DecodeError
 from etcdlite.request import OwnRequester, pass_on
 from etcdlite.snap import SnapshotError
 from etcdlite.versions import program_version
@@ -240,6 +241,11 @@ class Accepted(peer.PeerConnection, OwnRequester):
                 self.fail(request_id, method, api.unimplemented(method))
         except EtcdError as failure:
             self.fail(request_id, method, failure)
+        except DecodeError as failure:
+            if method == peer.FORWARD:
+                raise
+            # It passes on what a client sent, and may allow more fields than this member.
+            self.fail(request_id, method, api.refusal(failure))
 
     # As a session of the member.
 
