@@ -584,14 +584,13 @@ class GrpcSession(http2.Connection, ClientSession):
         request: Request = stream.request
         if stream.is_unread:
             return  # `_read_on` ends it.
-        if stream.partial:
-            self._fail(stream, INTERNAL, "grpc: the request ends within a message")
-        elif request.is_client_stream:
+        if request.is_client_stream and not stream.partial:
             self.calls.finish(stream.id)
-        elif stream.message is None:
-            self._fail(stream, INTERNAL, "grpc: the request has no message")
-        else:
+        elif stream.message is not None and not stream.partial:
             self._run(stream, request, stream.message)
+        else:
+            what = "ends within a message" if stream.partial else "has no message"
+            self.fail(stream.id, request.number, EtcdError(INTERNAL, f"grpc: the request {what}"))
 
     def _run(self, stream: GrpcStream, request: Request, message: bytes) -> None:
         number = request.number
@@ -709,9 +708,6 @@ class GrpcSession(http2.Connection, ClientSession):
 
     def _count_failed(self, stream: GrpcStream, code: int) -> None:
         stream.request.rpc.fail(code, self.member.clock() - stream.began)
-
-    def _fail(self, stream: Stream, code: int, text: str) -> None:
-        self.fail(stream.id, stream.request.number, EtcdError(code, text))
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         # The hot path of watches. Same as `send_data`, in one piece.

@@ -413,8 +413,6 @@ class HttpSession(ClientSession):
         assert method is not None
         message = gateway.read_request(method.request, value, self.site.max_values)
         if request.id not in self.calls:
-            if method.number not in CALLS:
-                raise api.unimplemented(method.number)
             self.calls.open(request.id, method.number, CALLS[method.number])
         body = message.encode()
         if request.rpc is not None:
