@@ -524,16 +524,15 @@ def _proclaim(leader: proto.LeaderKey, value: bytes, lease: int) -> Generator[An
 def _stand(prefix: bytes, mine: proto.LeaderKey, value: bytes | None, held: int) -> _Ask:
     """Create the key and count the keys of the queue. A key that exists is read if its
     create_revision is `held`; otherwise it is written again, so that no other member deletes it."""
-    create = _put(mine.key, value or b"", mine.lease)
-    again = proto.PutRequest(key=mine.key, prev_kv=True, value=value or b"")
-    again.lease, again.ignore_value = mine.lease, value is None
-    own = proto.RequestOp(request_range=proto.RangeRequest(key=mine.key))
+    again = proto.PutRequest(key=mine.key, value=value or b"", lease=mine.lease, prev_kv=True)
+    again.ignore_value = value is None
     write = proto.RequestOp(request_put=again)
+    own = proto.RequestOp(request_range=proto.RangeRequest(key=mine.key))
     find = _if_created(mine.key, held, success=[own], failure=[write])
     txn = _if_created(
         mine.key,
         0,
-        success=[create, _count(prefix)],
+        success=[_put(mine.key, value or b"", mine.lease), _count(prefix)],
         failure=[proto.RequestOp(request_txn=find), _count(prefix)],
     )
     return _Ask(TXN, txn, True)
@@ -572,6 +571,8 @@ class _QueueCall(_ScriptedCall):
                 is_held = first.response_txn.succeeded
                 found = answer.response_range.kvs[0] if is_held else answer.response_put.prev_kv
                 mine.rev = found.create_revision
+                # Another member that wrote the key in between may have answered it.
+                place.gives_back &= found.mod_revision == place.written
                 place.written = found.mod_revision if is_held else header.revision
                 if is_held and value is not None and found.value != value:
                     yield from _proclaim(mine, value, mine.lease)
