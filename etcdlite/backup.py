@@ -17,6 +17,7 @@ from etcdlite.etcd_restore import MAX_REVISION, EtcdBackup, has_digest, is_etcd
 from etcdlite.flags import NAME
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
+from etcdlite.replica.membership import derive_cluster_id
 from etcdlite.sealing import Keyring
 from etcdlite.snap import Report, SnapshotError
 from etcdlite.storage.disk import Disk
@@ -78,7 +79,6 @@ def restore(
         name, initial_cluster, initial_cluster_token, initial_advertise_peer_urls
     )
     disk = Disk()
-    sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
     with opened(path, identities) as file:
         kind = EtcdBackup if is_etcd(file) else _OwnBackup
         backup = kind(path, file, skip_hash_check, progress)
@@ -86,6 +86,8 @@ def restore(
             raise SnapshotError(
                 f"revision {backup.revision + bump_revision} is too high; bump the revision by less"
             )
+        founding = of_backup(founding, backup.revision + bump_revision)
+        sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
         with new_member(disk, data_dir, wal_dir) as directory:
             store = backup.make_store(sealed, f"{directory}/data", segment_bytes)
             if bump_revision:
@@ -187,6 +189,14 @@ def founding_of(
         flags = f"--name {name}, --initial-cluster {initial_cluster}"
         raise SnapshotError(f"{flags}: {failure}") from failure
     return bootstrap.new_cluster(name, pairs, token)
+
+
+def of_backup(founding: datadir.Founding, revision: int) -> datadir.Founding:
+    """The same, for a cluster that begins with a backup as of `revision`. It has an id of its own:
+    members with another beginning, and those of the old cluster, must not take part, because their
+    logs have other entries at the same places."""
+    cluster_id = derive_cluster_id((founding.cluster_id, revision))
+    return founding._replace(cluster_id=cluster_id)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rigs.member_rig import MemberRig
 from rigs.store_rig import SMALL_LIMITS, check_store
 from test_recovery import live, random_write
 
-from etcdlite import backup, datadir, proto, snap
+from etcdlite import backup, bootstrap, datadir, proto, snap
 from etcdlite.datadir import StartError
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
@@ -120,6 +120,24 @@ def test_a_restored_member_goes_on_with_later_revisions(seed: int, tmp_path: Pat
             next(steps)
     values = [proto.KeyValue.decode(body).value for *_, body in done.value.value]
     assert values == [b"1", b"2"]
+
+
+def test_members_restored_from_different_backups_are_of_different_clusters(tmp_path: Path) -> None:
+    """Their logs have other entries at the same places. With one cluster id, a member with more of
+    the old history served it in linearizable reads, and acknowledged what it did not have."""
+    rig = lived()
+    clusters = []
+    for number, bump in enumerate((0, 0, 0, 1000)):
+        if number == 2:
+            rig.ask(proto.PutRequest(key=b"later", value=b"v"))
+            rig.settle()
+        path, data_dir = tmp_path / f"backup{number}", str(tmp_path / f"restored{number}")
+        path.write_bytes(b"".join(parts(rig)))
+        backup.restore(str(path), data_dir, initial_cluster_token="t", bump_revision=bump)
+        clusters.append(opened(Path(data_dir)).cluster_id)
+    founded = bootstrap.new_cluster("default", [("default", "http://localhost:2380")], "t")
+    assert clusters[0] == clusters[1]
+    assert len({*clusters, founded.cluster_id}) == 4, "nor are they of the old one"
 
 
 def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
