@@ -195,8 +195,7 @@ def of_backup(founding: datadir.Founding, revision: int) -> datadir.Founding:
     """The same, for a cluster that begins with a backup as of `revision`. It has an id of its own:
     members with another beginning, and those of the old cluster, must not take part, because their
     logs have other entries at the same places."""
-    cluster_id = derive_cluster_id((founding.cluster_id, revision))
-    return founding._replace(cluster_id=cluster_id)
+    return founding._replace(cluster_id=derive_cluster_id((founding.cluster_id, revision)))
 
 
 @contextmanager

@@ -46,11 +46,11 @@ def initial_cluster(
     count = sum(member == name for member, _ in pairs)
     # A name that stands for several members would make a cluster of its own of each of them.
     if not 0 < count <= len(peer_urls):
-        which = f"{count} of the members" if count else "none of the members"
         raise DiscoveryError(
-            f"{which} in the SRV records of {domain} {'are' if count else 'is'} this one: they "
-            f"are at {', '.join(found)}, and initial-advertise-peer-urls is "
-            f"{', '.join(peer_urls)}. Correct one of them: a URL must stand for one member alone"
+            f"{count or 'none'} of the members in the SRV records of {domain} "
+            f"{'are' if count else 'is'} this one: they are at {', '.join(found)}, and initial-"
+            f"advertise-peer-urls is {', '.join(peer_urls)}. Correct one of them: a URL must stand "
+            "for one member alone"
         )
     return pairs
 

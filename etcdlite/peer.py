@@ -494,8 +494,8 @@ class Dial(PeerConnection):
             return
         for request_id, (until, done) in list(self._questions.items()):
             if until <= now:
-                # The answer may still come.
-                self._questions[request_id] = (math.inf, _ignore)
+                # The answer may still come, and is ignored.
+                self._questions[request_id] = (math.inf, lambda answer: None)
                 done(error("Timeout"))
         if self.is_open and now >= self._next_ping_at and self._retires_at == math.inf:
             self._next_ping_at = now + PING_INTERVAL_S
@@ -920,7 +920,3 @@ class Peers:
 
 
 _REMOVED = "that member was removed from the cluster"
-
-
-def _ignore(answer: bytes | EtcdError) -> None:
-    """Drop an answer that came too late."""

@@ -30,10 +30,7 @@ from etcdlite import log
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The file system or the user's quota is full, or a file has reached its maximum size."""
 
-FILE_SIZE_REMEDY = (
-    "raise the limit of the size of files (LimitFSIZE= of systemd, ulimit -f), or use a file "
-    "system that allows larger ones"
-)
+FILE_SIZE_REMEDY = "raise the limit of the size of files (LimitFSIZE= of systemd, ulimit -f)"
 
 REFUSED = (errno.EMFILE, errno.ENFILE, errno.EACCES)
 """No file descriptor is free, or a directory has another owner or mode than before."""
