@@ -241,7 +241,12 @@ def _learners_confirm_reads(patch: Patch) -> None:
     patch.item(raft._HANDLERS[raft.LEADER], raft.HEARTBEAT_RESP, generous)
 
 
-@mutation(faults={"add_member": 60.0, "isolate_with_learners": 60.0}, mean_pause_s=0.4)
+@mutation(
+    faults={"add_member": 60.0, "promote": 0.0, "isolate_with_learners": 240.0},
+    load={"put": 80.0},
+    mean_pause_s=0.4,
+    options={"strict_reconfig_check": False},
+)
 def _learners_count_for_a_commit(patch: Patch) -> None:
     def most(self: Any) -> int:
         matches = sorted((progress.match for progress in self.progress.values()), reverse=True)
