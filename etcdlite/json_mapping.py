@@ -121,12 +121,16 @@ def text(message: proto.Message, dialect: Dialect = GATEWAY) -> str:
 def pieces(cls: type[proto.Message], body: bytes, dialect: Dialect = GATEWAY) -> Iterator[str]:
     """The JSON of an encoded message, in order, in pieces of roughly `PIECE_BYTES`; at least one.
 
-    `body` must be as an encoder writes it: the fields of one number together, and none that the
-    schema does not have."""
+    `body` must be as an encoder writes it: the fields of one number together. Those that the schema
+    does not have are left out: another member, of a newer version, may have written it. Raises
+    DecodeError if it is no message."""
     out: list[str] = []
-    for _ in _write(out, dialect.table(cls), body, 0, len(body)):
-        yield "".join(out)
-        out.clear()
+    try:
+        for _ in _write(out, dialect.table(cls), body, 0, len(body)):
+            yield "".join(out)
+            out.clear()
+    except (IndexError, UnicodeDecodeError):
+        raise DecodeError(f"{cls.NAME}: not a message") from None
     yield "".join(out)
 
 
@@ -143,6 +147,9 @@ def _write(out: list[str], table: _Table, buf: bytes, pos: int, end: int) -> Ite
         pos += 1
         if tag > 127:
             tag, pos = read_varint(buf, pos - 1, end)
+        if tag not in table:
+            pos = proto.skip(buf, pos, end, tag)
+            continue
         name, form, is_repeated, is_implicit, detail = table[tag]
         value = buf[pos]
         pos += 1
@@ -194,6 +201,8 @@ def _write(out: list[str], table: _Table, buf: bytes, pos: int, end: int) -> Ite
         if pos - stopped_at > PIECE_BYTES:
             stopped_at = pos
             yield
+    if pos != end:
+        raise IndexError
     out.append("]}" if array else "}")
 
 

@@ -586,7 +586,7 @@ def _decode_other(m: Message, buf: bytes, pos: int, end: int, depth: int) -> int
     wire_type = tag & 7
     field = m.FIELD_BY_NUMBER.get(tag >> 3)
     if field is None:
-        return _skip(buf, pos, end, tag, depth)
+        return skip(buf, pos, end, tag, depth)
     reader = _READERS.get(field.kind)
     if wire_type == 0 and reader is not None:
         value, pos = reader(buf, pos)
@@ -610,7 +610,7 @@ def _decode_other(m: Message, buf: bytes, pos: int, end: int, depth: int) -> int
             raise IndexError
         _put(m, field, values)
         return stop
-    return _skip(buf, pos, end, tag, depth)
+    return skip(buf, pos, end, tag, depth)
 
 
 def _decode_sized(field: Field, buf: bytes, pos: int, stop: int, depth: int) -> Any:
@@ -644,8 +644,8 @@ def _merge(into: Message, new: Message) -> None:
         _put(into, into.FIELD_BY_NAME[name], value)
 
 
-def _skip(buf: bytes, pos: int, end: int, tag: int, depth: int) -> int:
-    """The position after the unknown field whose tag ends at `pos`. Raises IndexError."""
+def skip(buf: bytes, pos: int, end: int, tag: int, depth: int = MAX_DEPTH) -> int:
+    """The position after the field whose tag ends at `pos`. Raises IndexError, DecodeError."""
     wire_type = tag & 7
     if tag >> 3 == 0:
         raise DecodeError("field number 0")
@@ -666,7 +666,7 @@ def _skip(buf: bytes, pos: int, end: int, tag: int, depth: int) -> int:
             inner, pos = _read_tag(buf, pos)
             if inner == tag + 1:
                 return pos
-            pos = _skip(buf, pos, end, inner, depth - 1)
+            pos = skip(buf, pos, end, inner, depth - 1)
         raise IndexError
     else:
         raise DecodeError(f"wire type {wire_type} out of place")

@@ -584,6 +584,18 @@ def test_an_answer_of_the_leader_that_this_version_would_not_write_costs_its_req
     assert shown.encode() in browser.received, browser.received
 
 
+def test_a_large_answer_of_the_leader_that_is_none_ends_its_connection(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = browser.lone.member
+    answer = proto.LeaseTimeToLiveResponse(ID=7, keys=[bytes(100)] * 1000).encode()
+    monkeypatch.setattr(member.state.lessor, "promoted", False)
+    monkeypatch.setattr(member.questions, "ask", lambda method, body, done: done(answer[:-1]))
+    browser.send(request("POST", "/v3/lease/timetolive", {"ID": "7"}))
+    assert browser.session.is_aborted
+    assert "cannot be read" in browser.session.why_aborted
+
+
 def test_a_large_range_is_answered_in_slices(browser: Browser) -> None:
     value = b"v" * 1000
     for number in range(300):

@@ -41,6 +41,9 @@ MAX_KNOWN_RENEWALS = 8192
 MAX_KNOWN_RENEWAL_BYTES = 32
 """Bounds of `_RENEWALS`: entries, and bytes of a message."""
 
+UNREADABLE = (INTERNAL, "etcdlite: the answer of the leader cannot be read; ask another member")
+"""The error if it is no message."""
+
 _FEW_OPS = 8
 """The memory of a transaction with no more operations than this is not counted."""
 
@@ -247,6 +250,8 @@ def _time_to_live(member: Member, received: Received, is_current: bool = False) 
         except EtcdError as failure:
             if not member.access.retry(session, failure, is_current, partial(answered, answer)):
                 received.answer(failure)
+        except proto.DecodeError:
+            received.answer(EtcdError(*UNREADABLE))
 
     received.admit(member, partial(_ask_leader, member, received, answered, _time_to_live))
 
@@ -262,21 +267,9 @@ def _ask_leader(
         if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
             received.then(partial(handle, member, received))(None)
         else:
-            answered(own_form(received.method, answer))
+            answered(answer)
 
     member.questions.ask(received.method, received.frame[FRAME_HEADER_BYTES:], done)
-
-
-def own_form(method: int, answer: bytes | EtcdError) -> bytes | EtcdError:
-    """The answer of another member as this one would write it: that of a newer version may have
-    fields without a name in JSON here. An EtcdError if it cannot be read."""
-    if isinstance(answer, EtcdError):
-        return answer
-    try:
-        return methods.METHODS[method].response.decode(answer).encode()
-    except proto.DecodeError as failure:
-        text = f"etcdlite: the answer of the leader cannot be read ({failure}); ask another member"
-        return EtcdError(INTERNAL, text)
 
 
 def _on_leader(

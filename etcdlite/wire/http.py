@@ -33,15 +33,16 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import h11
 
-from etcdlite import errors, frames, json_mapping, log, methods, proto
+from etcdlite import errors, frames, json_mapping, log, methods
 from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import KEEP_ALIVE, RANGE, WATCH
+from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
 from etcdlite.proto import DecodeError
 from etcdlite.request import Asked
@@ -488,7 +489,10 @@ class HttpSession(ClientSession):
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         if request := self._served(request_id):
-            self._answer(request, body)
+            try:
+                self._answer(request, body)
+            except DecodeError:
+                self._fail(request, EtcdError(*api.UNREADABLE))
 
     def _answer(self, request: _Request, body: bytes) -> None:
         """Send an answer of one message."""
@@ -531,22 +535,20 @@ class HttpSession(ClientSession):
         if not request.method.server_stream:
             request.answer = body
             return
-        if method == KEEP_ALIVE:  # The leader may have written it.
-            answer = api.own_form(method, body)
-            if isinstance(answer, EtcdError):
-                self._fail(request, answer)
-                return
-            body = answer
         if request.rpc is not None:
             request.rpc.sent += 1
             request.rpc.sent_bytes += len(body)
         if not request.has_head:
             self._begin_answer(request, 200, JSON, _GRPC)
-        line = _result(request.method.response, body)
+        pieces = json_mapping.pieces(request.method.response, body)
+        line = chain(('{"result":',), pieces, ("}\n",))
         if self._jobs or len(body) > INLINE_BYTES:
             self._add_job(line, len(body))
-        else:
+            return
+        try:
             self._send(h11.Data(data="".join(line).encode()))
+        except DecodeError:
+            self._fail(request, EtcdError(*api.UNREADABLE))
 
     def end_call(self, request_id: int, method: int) -> None:
         if request := self._served(request_id):
@@ -579,7 +581,11 @@ class HttpSession(ClientSession):
             if not self._jobs or self.outbox.unsent_bytes > self.outbox.high_water_bytes:
                 break
             job, size_bytes = self._jobs[0]
-            text = next(job, None)
+            try:
+                text = next(job, None)
+            except DecodeError:
+                self.abort(api.UNREADABLE[1])
+                return
             if text is None:
                 self._jobs.popleft()
                 self._jobs_bytes -= size_bytes
@@ -818,12 +824,3 @@ def _split_target(target: str) -> tuple[str, str, str]:
         target = target[found.end() :] or "/"
     path, _, query = target.partition("?")
     return unquote(path), query, host
-
-
-def _result(cls: type[proto.Message], body: bytes) -> Iterator[str]:
-    """One line of a stream."""
-    begin = '{"result":'
-    for piece in json_mapping.pieces(cls, body):
-        yield begin + piece
-        begin = ""
-    yield "}\n"
