@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from etcdlite.errors import Explained
@@ -171,10 +172,8 @@ def _load(authority: Pair) -> tuple[Any, Any]:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        with open(authority.certificate, "rb") as file:
-            issuer = x509.load_pem_x509_certificate(file.read()).subject
-        with open(authority.key, "rb") as file:
-            return issuer, load_pem_private_key(file.read(), None)
+        issuer = x509.load_pem_x509_certificate(Path(authority.certificate).read_bytes()).subject
+        return issuer, load_pem_private_key(Path(authority.key).read_bytes(), None)
     except (ValueError, TypeError) as failure:
         raise CertificateError(f"the CA cannot be used: {failure}") from failure
 
@@ -225,13 +224,9 @@ def with_openssl(profile: Profile, authority: Pair | None) -> Pair:
             names = [("IP:" if is_address(host) else "DNS:") + host for host in profile.hosts]
             config += f"subjectAltName = {', '.join(names)}\n"
         paths = {name: f"{folder}/{name}" for name in ("config", "key", "request", "made")}
-        for name, content in (
-            ("config", config),
-            ("index.txt", ""),
-            ("serial", f"{_serial():040x}\n"),
-        ):
-            with open(f"{folder}/{name}", "w", encoding="ascii") as file:
-                file.write(content)
+        Path(folder, "config").write_text(config, "ascii")
+        Path(folder, "index.txt").touch()
+        Path(folder, "serial").write_text(f"{_serial():040x}\n", "ascii")
         _openssl(
             *("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"),
             *("-pkeyopt", "ec_param_enc:named_curve", "-out", paths["key"]),
@@ -249,10 +244,7 @@ def with_openssl(profile: Profile, authority: Pair | None) -> Pair:
             *("-out", paths["made"], "-startdate", _moment(profile.begins_s)),
             *("-enddate", _moment(profile.ends_s), *signer),
         )
-        with open(paths["made"], encoding="ascii") as file:
-            certificate = file.read()
-        with open(paths["key"], encoding="ascii") as file:
-            return Pair(certificate, file.read())
+        return Pair(*(Path(paths[name]).read_text("ascii") for name in ("made", "key")))
 
 
 def _openssl(*words: str) -> None:

@@ -181,9 +181,8 @@ class Member:
         """Raise EtcdError unless the leader may propose this `MemberChange` now."""
         self.state.membership.check(change)
         self.check_safe(change)
-        if change.action == membership.PROMOTE:
-            if not self.raft.learner_is_ready(change.member.ID):
-                raise error("LearnerNotReady")
+        if change.action == membership.PROMOTE and not self.raft.learner_is_ready(change.member.ID):
+            raise error("LearnerNotReady")
 
     def check_safe(self, change: Any) -> None:
         """Raise EtcdError if a `MemberChange` might cost the cluster its quorum."""

@@ -30,6 +30,7 @@ from etcdlite.client import (
     Compacted,
     ConnectionFailed,
     EmptyKey,
+    EtcdliteError,
     LearnerNotReady,
     LeaseLost,
     LeaseNotFound,
@@ -538,6 +539,60 @@ def test_a_read_waits_for_a_leader(connect: Connect, server: FakeServer) -> None
         client.put("k", "v")
 
 
+@pytest.mark.parametrize("refusal", ["NotSupportedForLearner", "NoLeader"])
+def test_a_member_that_cannot_serve_is_left_for_the_next_endpoint(
+    connect: Connect, server: FakeServer, refusal: str
+) -> None:
+    code, text = ERRORS[refusal]
+    body = proto.Error(code=code, message=text).encode()
+
+    def refuse(_: FakeConnection, request_id: int, name: str, __: Any) -> bytes | None:
+        number = methods.METHOD_BY_NAME[name].number
+        return frames.frame(request_id, number, 3, body) if name.startswith("KV.") else None
+
+    with FakeServer(server.store) as other:
+        server.intercept = refuse
+        client = connect(server, other)
+        with client.watch("k") as watch:
+            assert client.get("k") is None
+            assert client.endpoint == other.endpoint
+            assert client.put("k", "v").revision == 2
+            assert next(watch).value == b"v", "the watch stays where it was"
+            assert len(server.connections) == len(other.connections) == 1
+            # The next one is left, too; and what was left before serves nothing any more.
+            server.intercept, other.intercept = None, refuse
+            wait_until(lambda: client.get("k") is not None, "an answer of the first endpoint")
+            assert client.endpoint == server.endpoint
+            (connection,) = other.connections
+            wait_until(lambda: connection.sock.fileno() < 0, "the end of the unused connection")
+        server.intercept = refuse
+        with pytest.raises(EtcdliteError, match=text) as refused:
+            client.put("k", "v")
+        assert refused.value.endpoint in (server.endpoint, other.endpoint)
+        other.intercept = None
+        assert client.put("k", "w").revision == 3
+        client.close()
+        sockets = [one.sock for one in (*server.connections, *other.connections)]
+        wait_until(lambda: all(sock.fileno() < 0 for sock in sockets), "the end of all connections")
+
+
+def test_a_member_that_leaves_a_call_unanswered_is_left_for_the_next_endpoint(
+    connect: Connect, server: FakeServer
+) -> None:
+    server.intercept = lambda _, __, name, ___: IGNORE if name == "KV.Put" else None
+    with FakeServer(server.store) as other:
+        client = connect(server, other, dial_timeout_s=0.2)
+        with pytest.raises(Timeout) as late:
+            client.put("k", "v", timeout_s=0.1)
+        assert client.get("k") is None
+        assert client.endpoint == server.endpoint, "the call had less time than a connection has"
+        with pytest.raises(Timeout) as late:
+            client.put("k", "v", timeout_s=0.3)
+        assert late.value.endpoint == server.endpoint
+        assert client.put("k", "v").revision == 2
+        assert client.endpoint == other.endpoint
+
+
 # Watches.
 
 
@@ -723,6 +778,27 @@ def test_a_watch_outlives_a_login_that_no_member_can_check_now(
         server.drop_connections()
         server.store.put(b"k", b"v")
         assert watch.next_event(timeout_s=10).revision == 2
+
+
+def test_a_new_connection_logs_in_with_the_token_alone(
+    connect: Connect, server: FakeServer
+) -> None:
+    logins: list[tuple[str, str]] = []
+
+    def intercept(_: FakeConnection, request_id: int, name: str, message: Any) -> bytes | None:
+        if name != "Auth.Authenticate":
+            return None
+        logins.append((message.name, message.password))
+        number = methods.METHOD_BY_NAME[name].number
+        answer = proto.AuthenticateResponse(token="t").encode()
+        return frames.frame(request_id, number, frames.END, answer)
+
+    server.intercept = intercept
+    client = connect(server, user="u", password="p")
+    assert client.get("k") is None
+    server.drop_connections()
+    assert client.get("k") is None
+    assert logins == [("u", "p"), ("", "t")]
 
 
 def test_a_watch_that_nobody_reads_is_cancelled_and_taken_up_again_later(

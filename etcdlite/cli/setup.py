@@ -25,6 +25,7 @@ import re
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from etcdlite import certificates, fixtures, secret_file
@@ -174,11 +175,6 @@ def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...
     return certificates.make(profile, authority)
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read()
-
-
 # The files of a member.
 
 
@@ -208,7 +204,7 @@ def _files(session: Session, plan: Plan, name: str, host: str, is_secret: bool) 
 
     if is_secret:
         for file, flag in zip(_SECRETS, ("peer-secret-file", "client-secret-file"), strict=True):
-            settings[flag] = put(file, _read(f"{plan.folder}/{file}"))
+            settings[flag] = put(file, Path(plan.folder, file).read_text("ascii"))
         options["secret-file"] = settings["client-secret-file"]
     else:
         clients, peers = f"{plan.folder}/clients", f"{plan.folder}/peers"
@@ -216,7 +212,7 @@ def _files(session: Session, plan: Plan, name: str, host: str, is_secret: bool) 
             pair = _pair(session, ca, kind, name, cert.hosts_of((host,), kind))
             settings[f"{prefix}cert-file"] = put(f"{kind}.crt", pair.certificate, False)
             settings[f"{prefix}key-file"] = put(f"{kind}.key", pair.key)
-            authority = put(f"{kind}-ca.crt", _read(f"{ca}/ca.crt"), False)
+            authority = put(f"{kind}-ca.crt", Path(ca, "ca.crt").read_text("ascii"), False)
             settings[f"{prefix}trusted-ca-file"] = authority
             settings[f"{prefix}client-cert-auth"] = True
         pair = _pair(session, clients, "client", "root", ())

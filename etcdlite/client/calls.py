@@ -98,12 +98,8 @@ def is_read(method: str, request: Any) -> bool:
 
 
 def _only_ranges(txn: Any) -> bool:
-    return all(
-        op.request_range is not None
-        or (op.request_txn is not None and _only_ranges(op.request_txn))
-        for branch in (txn.success, txn.failure)
-        for op in branch
-    )
+    ops = (*txn.success, *txn.failure)
+    return all(op.request_range or (op.request_txn and _only_ranges(op.request_txn)) for op in ops)
 
 
 _CHANGES_NOTHING: dict[str, Callable[[Any], bool]] = {
@@ -151,6 +147,8 @@ class Calls:
         self._endpoints = endpoints
         self._next_endpoint = 0
         self._link: Link | None = None
+        self._left: set[Link] = set()
+        """Links that serve only what is open on them."""
         self._process = os.getpid()
         self._forks = _forks
         self._is_closed = False
@@ -197,7 +195,7 @@ class Calls:
             return
         self._is_closed = True
         self._closing.set()
-        if (link := self._link) is not None:
+        for link in filter(None, (self._link, *self._left)):
             link.close(errors.Closed.text)
 
     def perform(self, op: Op[T]) -> Script[T]:
@@ -258,8 +256,14 @@ class Calls:
                 logins_left -= 1
                 yield from self.log_in_again(link, deadline_s)
                 continue
+            except errors.NotSupportedForLearner:
+                if attempts_left <= 1:
+                    raise
+                attempts_left -= 1
+                self._leave(link)
             except errors.Unavailable:
                 is_final = monotonic() + backoff_s >= deadline_s
+                self._leave(link)
                 if is_final or not (repeatable or is_read(method, request)):
                     raise
             except BaseException:
@@ -278,6 +282,8 @@ class Calls:
             if monotonic() < deadline_s:
                 link.usable()
             elif link.expire(ticket):
+                if timeout_s >= self.dial_timeout_s:
+                    self._leave(link)  # It may be cut off from its cluster.
                 text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
                 raise error_at(errors.Timeout, link.endpoint, text)
             else:
@@ -305,10 +311,8 @@ class Calls:
     def drained(self, link: Link, deadline_s: float) -> Script[bool]:
         """Wait until the server takes in what was sent; False if the deadline comes first."""
         while link.is_congested and link.usable():
-            if (
-                not (yield link.drained, link.wait_limit_s(deadline_s))
-                and monotonic() >= deadline_s
-            ):
+            is_drained = yield link.drained, link.wait_limit_s(deadline_s)
+            if not is_drained and monotonic() >= deadline_s:
                 return False
         link.drained.set()  # for the next one that waits
         return True
@@ -395,24 +399,32 @@ class Calls:
                 link.open(ticket, request.encode(), end=True)
                 answer = yield from self._answer(link, ticket, signal, deadline_s, timeout_s)
                 try:
-                    response = unary_reply(rpc, *answer, link.endpoint)
+                    login.token = unary_reply(rpc, *answer, link.endpoint).token
+                    return
                 except errors.AuthNotEnabled:
                     return
                 except STALE_LOGIN:
-                    if not request.name:
-                        continue
-                    raise
-                login.token = response.token
+                    if request.name:
+                        raise
         except BaseException as failure:
             link.close(f"the login failed: {failure}")
             raise
 
     def log_in_again(self, link: Link, deadline_s: float) -> Script[None]:
         """After one of `STALE_LOGIN`. If another call has just logged in, its token is used."""
-        login = self.login
-        if login is not None and not link.failure:
+        if self.login is not None and not link.failure:
             with suppress(Broken):  # The caller finds the link closed.
-                yield from self._log_in(link, login, deadline_s)
+                yield from self._log_in(link, self.login, deadline_s)
+
+    def _leave(self, link: Link) -> None:
+        """Use the next endpoint from now on. What is open on the link stays there."""
+        if link is self._link and len(self._endpoints) > 1:
+            self._left.add(link)
+            self._link = None
+            self._try_next()
+        for idle in [each for each in tuple(self._left) if not each.connection.open_tickets()]:
+            self._left.discard(idle)
+            idle.close("another endpoint is in use")
 
     def _try_next(self) -> None:
         self._next_endpoint = (self._next_endpoint + 1) % len(self._endpoints)
