@@ -691,6 +691,25 @@ def test_a_stream_past_its_deadline_ends(client: Client) -> None:
     assert client.lone.member.hub.watches == 0
 
 
+def test_a_deadline_in_the_middle_of_an_answer_cancels_it(lone: LoneMember) -> None:
+    # To trailers behind half a message Go's clients say "Internal: unexpected EOF", and to this
+    # "DeadlineExceeded", as their own clocks have come to.
+    client = Client(lone, window=5000)
+    client.put(b"k", bytes(20_000))
+    client.reads = False
+    create = proto.WatchCreateRequest(key=b"k", start_revision=1)
+    watch = client.open(WATCH, grpc_timeout="5S")
+    client.say(watch, proto.WatchRequest(create_request=create))
+    client.pump()
+    assert 0 < len(client.answers[watch].data) <= 5000
+    client.session.tick(lone.now + 6)
+    client.pump()
+    answer = client.answers[watch]
+    assert answer.reset == h2.errors.ErrorCodes.CANCEL and not answer.trailers
+    assert not client.session.outbox.held_bytes and lone.member.hub.watches == 0
+    assert not client.session.streams and not client.session._deadlines
+
+
 def test_many_streams_fail_in_slices(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_module, "FAILED_PER_SLICE", 4)
     session = client.session

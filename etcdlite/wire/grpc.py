@@ -49,7 +49,7 @@ from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES, Call, Calls
 from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
 from etcdlite.wire.http2 import GHOST, Stream
-from etcdlite.wire.http2_state import ConnectionFault
+from etcdlite.wire.http2_state import CANCEL, ConnectionFault
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.streams import CALLS, LargeRangeCall
 
@@ -901,8 +901,10 @@ class GrpcSession(http2.Connection, ClientSession):
         self._are_due = len(due) > FAILED_PER_SLICE
         for stream_id in due[:FAILED_PER_SLICE]:
             stream = self.streams[stream_id]
+            if stream.held:  # Behind a part of a message no status would be read.
+                self.reset_stream(stream_id, CANCEL)
+                continue
             is_asked = self._let_go(stream)
-            self.flow.drop(stream)
             self.fail(stream_id, stream.request.number, late)
             if is_asked:
                 # Its answer is still to come, and must be dropped.
