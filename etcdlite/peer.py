@@ -796,7 +796,7 @@ class Peers:
         """Peer URLs, by id, of members that only other members know."""
         self._inquired_at = -math.inf
         self._accepted: dict[int, AcceptedPeer] = {}
-        """The latest connection that each other member opened."""
+        """The connection of each other member that was introduced or pinged last."""
 
     @property
     def nodes(self) -> Collection[int]:
@@ -872,8 +872,7 @@ class Peers:
 
     def is_open(self, node: int) -> bool:
         """Whether messages can be sent to that member now."""
-        link = self.links.get(node)
-        return link is not None and link.since is not None
+        return self.contact_s(node) >= 0.0
 
     def contact_s(self, node: int) -> float:
         """How long messages could be sent to that member without a gap; negative if they cannot."""
@@ -883,9 +882,13 @@ class Peers:
     def accepted(self, connection: AcceptedPeer) -> None:
         """Another member has introduced itself."""
         self._accepted[connection.node] = connection
-        link = self.links.get(connection.node)
-        if link is not None:
-            link.dial_soon()
+        if connection.node in self.links:
+            self.links[connection.node].dial_soon()
+
+    def pinged(self, connection: AcceptedPeer) -> None:
+        """A connection is the one in use: an older one may have introduced itself after it."""
+        if self._accepted.get(connection.node, connection).incarnation == connection.incarnation:
+            self._accepted[connection.node] = connection
 
     def is_called_by(self, node: int) -> bool:
         """Whether that member has a connection open to this one."""

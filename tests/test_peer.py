@@ -198,6 +198,23 @@ def test_a_second_process_of_a_member_is_refused_while_the_first_one_lives() -> 
     assert again.is_open, "it may have been started again"
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_connection_that_was_introduced_late_does_not_take_the_place_of_the_live_one(
+    ends: bool,
+) -> None:
+    """What a member dialled long ago may arrive when it has dialled again."""
+    caller = Caller(members=3)
+    other, peers = caller.nodes[1].member, caller.member.peers
+    live = peers._accepted[other.identity.member_id]
+    caller.shake()
+    caller.introduce(member_id=other.identity.member_id, life=other.identity.incarnation)
+    assert peers._accepted[other.identity.member_id] is caller.session
+    if ends:
+        caller.session.closed()
+    caller.world.run(1)
+    assert peers._accepted[other.identity.member_id] is live
+
+
 def test_who_wants_somebody_else_is_refused() -> None:
     assert "check the peer URLs" in Caller().refusal(to=99)
 

@@ -78,6 +78,8 @@ class Accepted(peer.PeerConnection, OwnRequester):
             self._take_from_stranger(request_id, method, body)
         elif method == frames.PING:
             self.local.rollback.reported(self.node, body)
+            if not self._snapshot_id:
+                self.member.peers.pinged(self)
             self.send(request_id, frames.PING, frames.END, body)
         elif method == peer.SNAPSHOT and self._snapshot_id:
             self.member.incoming.receive(self, body)
@@ -157,11 +159,8 @@ class Accepted(peer.PeerConnection, OwnRequester):
         self._welcome(request_id)
 
     def _welcome(self, request_id: int, offset: int = 0) -> None:
-        welcome = proto.Welcome(
-            offset=offset,
-            life=self.local.identity.incarnation,
-            recovered=self.local.rollback.recovered,
-        )
+        life, recovered = self.local.identity.incarnation, self.local.rollback.recovered
+        welcome = proto.Welcome(offset=offset, life=life, recovered=recovered)
         self.send(request_id, peer.INTRODUCE, frames.END, welcome.encode())
 
     def _offered(self, request_id: int, offer: proto.SnapshotOffer) -> None:
