@@ -872,7 +872,8 @@ class Peers:
 
     def is_open(self, node: int) -> bool:
         """Whether messages can be sent to that member now."""
-        return self.contact_s(node) >= 0.0
+        link = self.links.get(node)
+        return link is not None and link.since is not None
 
     def contact_s(self, node: int) -> float:
         """How long messages could be sent to that member without a gap; negative if they cannot."""

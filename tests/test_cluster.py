@@ -744,7 +744,7 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
         node.member.hash_check.interval_s = 10.0
     world.run(25)
     assert cluster.leader.member.hash_check.checks >= 4
-    assert not cluster.leader.member.state.alarms
+    assert not list(cluster.leader.member.state.alarms)
     bad = cluster.followers[0]
     store = bad.member.state.store
     location, length = store.index.scan(b"k", b"l", None, 1)[0][0]

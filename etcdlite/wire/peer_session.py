@@ -148,8 +148,7 @@ class Accepted(peer.PeerConnection, OwnRequester):
             self.fail(request_id, peer.INTRODUCE, refusal)
             self.is_closing = True
             return
-        self.node = node
-        self.incarnation = introduction.life
+        self.node, self.incarnation = node, introduction.life
         self.metrics = self.member.metrics.peers[self.node]
         self.opened()
         if introduction.snapshot is not None:
