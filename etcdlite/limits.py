@@ -203,7 +203,7 @@ assert _D.max_key_bytes_per_stream <= _D.max_key_bytes
 
 
 def fitting(memory_bytes: int) -> Limits:
-    """The limits of a member whose connections together may hold `memory_bytes`. A long read holds
-    its answer up to three times: as records, encoded, and joined."""
+    """Limits for a member in which all connections together may use `memory_bytes`. A long read
+    holds its answer up to three times: as records, encoded, and joined."""
     reads = memory_bytes // (3 * _D.max_answer_bytes)
     return _D._replace(max_slow_reads=max(1, min(reads, _D.max_slow_reads)))

@@ -645,7 +645,7 @@ def _merge(into: Message, new: Message) -> None:
 
 
 def skip(buf: bytes, pos: int, end: int, tag: int, depth: int = MAX_DEPTH) -> int:
-    """The position after the field whose tag ends at `pos`. Raises IndexError, DecodeError."""
+    """Where the field ends whose tag was read up to `pos`. Raises IndexError, DecodeError."""
     wire_type = tag & 7
     if tag >> 3 == 0:
         raise DecodeError("field number 0")

@@ -638,8 +638,8 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        # The first is True while the others lack the commit index: the next append or `send_commit`
-        # carries it. The second is the last entry whose commit they must learn at once.
+        # The first: the others do not know the commit index; the next append or `send_commit` tells
+        # them. The second: the last entry whose commit they are told at once.
         self.commit_is_unsent, self._awaited_index = False, 0
         self._reads_waiting = []
         self._round_reads = []

@@ -765,15 +765,19 @@ def test_no_password_becomes_empty(house: LoneMember, root: User, ann: User) -> 
     assert ann.ask("Auth.UserChangePassword", name="root", password="") == DENIED
 
 
+def grant_with_keys(root: User, keys: dict[int, int]) -> None:
+    """Grant leases, each with so many keys that ann may write."""
+    for lease, count in keys.items():
+        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
+        for number in range(count):
+            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+
+
 def test_a_renewal_of_a_lease_with_many_keys_is_checked_in_steps(
     house: LoneMember, root: User, ann: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 4)
-    for lease in (1, 2, 3):
-        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
-    for lease, count in ((1, 100), (2, 2), (3, 100)):
-        for number in range(count):
-            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+    grant_with_keys(root, {1: 100, 2: 2, 3: 100})
     request_id = ann.send("Lease.LeaseKeepAlive", ID=1)
     for lease in (1, 3, 2):
         ann.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=lease).encode())
@@ -802,10 +806,7 @@ def test_more_large_leases_than_a_stream_may_renew_at_once_are_known_soon(
     monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 4)
     monkeypatch.setattr(streams, "MAX_UNCHECKED_RENEWALS", 3)
     leases = range(1, 9)
-    for lease in leases:
-        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
-        for number in range(6):
-            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+    grant_with_keys(root, dict.fromkeys(leases, 6))
     token = ann.current_token
     # As over gRPC: a stream that has ended has no token any more.
     monkeypatch.setattr(ann, "token", lambda request_id: token if request_id in ann.calls else " ")
@@ -825,10 +826,7 @@ def test_renewals_of_streams_that_were_closed_do_not_pile_up(
 ) -> None:
     monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 1)
     leases = range(1, 4)
-    for lease in leases:
-        root.ask("Lease.LeaseGrant", ID=lease, TTL=60)
-        for number in range(100):
-            root.ask("KV.Put", key=b"a%d/%d" % (lease, number), lease=lease)
+    grant_with_keys(root, dict.fromkeys(leases, 100))
     with monkeypatch.context() as patch:
         patch.setattr(house.member.reads, "_slice_is_over", lambda: True)  # A slow machine.
         for _ in range(20):

@@ -1717,7 +1717,7 @@ def test_the_leader_is_found_beside_a_member_with_a_bad_url(
 
 @pytest.mark.parametrize(("asked", "created_at"), [(0, 10), (5, 70)])
 def test_a_watch_goes_on_after_the_last_progress_mark(asked: int, created_at: int) -> None:
-    """Not at the last event, whose history may be compacted by then."""
+    """Not after the last event: the history since then may be compacted."""
     watch = ctl_watch.Watch(proto.WatchCreateRequest(key=b"k", start_revision=asked), ())
 
     def resumes_after(revision: int, **fields: Any) -> int:

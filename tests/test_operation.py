@@ -773,7 +773,7 @@ time.time = clock
 from etcdlite.__main__ import main
 sys.exit(main())
 """
-"""etcdlite on a machine whose clock a file sets."""
+"""Runs etcdlite with a clock that is read from a file."""
 
 
 @pytest.mark.parametrize("clock", ["beyond", "-9e9"])

@@ -116,7 +116,7 @@ class Gateway:
     def stream(self, method: str, request: Any) -> GatewayStream:
         """The messages that answer `request`, on a connection of its own. Raises EtcdliteError."""
         if self._user:
-            self._log_in()  # A watch whose token is not valid any more fails without an HTTP error.
+            self._log_in()  # A watch is refused a stale token in the stream, not by an HTTP status.
         row = METHOD_BY_NAME[method]
         body = json_mapping.text(request).encode()
         deadline_s = monotonic() + self._timeout_s

@@ -104,7 +104,7 @@ other, as background work."""
 
 
 def _line_owner(session: Any) -> Any:
-    """The session in whose line the reads of this one wait."""
+    """The session whose line takes the reads of `session`: itself, or its connection."""
     return getattr(session, "line_owner", session)
 
 

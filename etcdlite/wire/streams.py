@@ -145,7 +145,7 @@ class KeepAliveCall(Call):
     is_blocked = False
     """For the member: the checks of renewals have no answers."""
     is_member = True
-    """For the member: whose renewals these are has been checked."""
+    """For the member: `owner` says who the caller is, so this session is not asked."""
     # The class has the defaults, because some clients open a stream for each renewal.
     _asked = _unanswered = _unread_checks = _last_check = 0
     _is_finished = False
