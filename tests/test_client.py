@@ -752,6 +752,21 @@ def test_a_watch_that_is_refused_for_now_asks_again(connect: Connect, server: Fa
         wait_until(lambda: server.cancelled == refused, "the end of the stream without a watch")
 
 
+def test_a_watch_that_a_member_refuses_for_now_goes_on_at_the_next_endpoint(
+    connect: Connect, server: FakeServer
+) -> None:
+    code, text = ERRORS["NoLeader"]
+    body = proto.Error(code=code, message=text).encode()
+    number = methods.METHOD_BY_NAME["Watch.Watch"].number
+    server.intercept = lambda _, request_id, *__: frames.frame(request_id, number, 3, body)
+    with FakeServer(server.store) as other:
+        client = connect(server, other)
+        with client.watch("k") as watch:
+            assert client.endpoint == other.endpoint
+            server.store.put(b"k", b"v")
+            assert watch.next_event(timeout_s=10).revision == 2
+
+
 def test_a_watch_outlives_a_login_that_no_member_can_check_now(
     connect: Connect, server: FakeServer
 ) -> None:

@@ -260,10 +260,10 @@ class Calls:
                 if attempts_left <= 1:
                     raise
                 attempts_left -= 1
-                self._leave(link)
+                self.leave(link)
             except errors.Unavailable:
                 is_final = monotonic() + backoff_s >= deadline_s
-                self._leave(link)
+                self.leave(link)
                 if is_final or not (repeatable or is_read(method, request)):
                     raise
             except BaseException:
@@ -283,7 +283,7 @@ class Calls:
                 link.usable()
             elif link.expire(ticket):
                 if timeout_s >= self.dial_timeout_s:
-                    self._leave(link)  # It may be cut off from its cluster.
+                    self.leave(link)  # It may be cut off from its cluster.
                 text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
                 raise error_at(errors.Timeout, link.endpoint, text)
             else:
@@ -416,7 +416,7 @@ class Calls:
             with suppress(Broken):  # The caller finds the link closed.
                 yield from self._log_in(link, self.login, deadline_s)
 
-    def _leave(self, link: Link) -> None:
+    def leave(self, link: Link) -> None:
         """Use the next endpoint from now on. What is open on the link stays there."""
         if link is self._link and len(self._endpoints) > 1:
             self._left.add(link)

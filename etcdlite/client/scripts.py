@@ -232,8 +232,7 @@ class WatchBase:
         """The next event, if it is here. Hot: where events come fast, none takes a script."""
         events = self._events
         while not events:
-            batch = self._take()
-            if batch is None:
+            if (batch := self._take()) is None:
                 return None
             events.extend(batch.events)
         return events.popleft()
@@ -292,6 +291,7 @@ class WatchBase:
                 if not self._calls.is_foreign:
                     link.cancel(ticket)
                 if isinstance(failure, Unavailable):
+                    self._calls.leave(link)
                     self._back_off()
                     return None
                 may_log_in = self._calls.login is not None and not self._is_login_stale
