@@ -86,7 +86,7 @@ def restore(
             raise SnapshotError(
                 f"revision {backup.revision + bump_revision} is too high; bump the revision by less"
             )
-        founding = of_backup(founding, backup.revision + bump_revision)
+        founding = of_backup(founding, backup.revision + bump_revision, backup.index)
         sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
         with new_member(disk, data_dir, wal_dir) as directory:
             store = backup.make_store(sealed, f"{directory}/data", segment_bytes)
@@ -124,6 +124,7 @@ class _OwnBackup:
         self._file = file
         self._header, self._start = snap.read_header(path, file)
         self.revision: int = self._header["revision"]
+        self.index: int = self._header["applied_index"]
         self.total_keys: int = self._header["total_keys"]
         self.hash = 0
         self.size_bytes: int = file.seek(0, os.SEEK_END)
@@ -191,11 +192,11 @@ def founding_of(
     return bootstrap.new_cluster(name, pairs, token)
 
 
-def of_backup(founding: datadir.Founding, revision: int) -> datadir.Founding:
-    """The same, for a cluster that begins with a backup as of `revision`. It has an id of its own:
+def of_backup(founding: datadir.Founding, revision: int, index: int) -> datadir.Founding:
+    """The same, for a cluster that begins with a backup as of these. It has an id of its own:
     members with another beginning, and those of the old cluster, must not take part, because their
     logs have other entries at the same places."""
-    return founding._replace(cluster_id=derive_cluster_id((founding.cluster_id, revision)))
+    return founding._replace(cluster_id=derive_cluster_id((founding.cluster_id, revision, index)))
 
 
 @contextmanager

@@ -182,10 +182,14 @@ class EtcdBackup:
             yield item
 
     def _check_meta(self) -> None:
+        applied = []
         for name in (b"consistent_index", b"term"):
             value = self._meta.get(name, bytes(8))
             if len(value) != 8 or U64.unpack(value)[0] > MAX_INDEX:
                 raise ValueError(f"its {name.decode()} is {value.hex()}")
+            applied.append(max(1, *U64.unpack(value)))
+        self.index, self._term = applied
+        """Of the last entry of the log that it has."""
         for name in (b"scheduledCompactRev", b"finishedCompactRev"):
             if name in self._meta:
                 revision, _, is_delete = _revision_of(self._meta[name])
@@ -241,10 +245,7 @@ class EtcdBackup:
         disk.make_dir(directory)
         contents = Contents(disk, directory, segment_bytes)
         contents.data.roll()
-        contents.applied_index, contents.applied_term = (
-            max(1, int.from_bytes(self._meta.get(name, b""), "big"))
-            for name in (b"consistent_index", b"term")
-        )
+        contents.applied_index, contents.applied_term = self.index, self._term
         try:
             self._append_changes(contents)
         except (bolt.BoltError, ValueError) as failure:

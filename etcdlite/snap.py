@@ -236,9 +236,8 @@ class Incoming:
 
     def tick(self) -> None:
         """Drop a part of a snapshot if the log has brought this member as far."""
-        if self.offer is not None and not self.is_storing:
-            if self.offer.index <= self._raft.log.committed:
-                self._refuse("the log has it")
+        if self.offer and not self.is_storing and self.offer.index <= self._raft.log.committed:
+            self._refuse("the log has it")
 
     def receive(self, connection: Sender, data: bytes) -> None:
         """Take the next bytes of the file."""
@@ -275,8 +274,7 @@ class Incoming:
             if at is None:
                 self._digest.update(view)
                 return
-            body = memoryview(self._head)[at:]
-            begin = at
+            body, begin = memoryview(self._head)[at:], at
             self._head = b""
         else:
             body, begin = view, self.offset
@@ -406,16 +404,14 @@ def read_header(path: str, file: Any) -> tuple[dict[str, Any], int]:
         if length > MAX_HEADER_BYTES:
             raise ValueError
         header = json.loads(file.read(length))
-        if any(type(header[field]) is not int for field in ("revision", "total_keys")):
+        numbers = [header[name] for name in ("revision", "applied_index", "total_keys")]
+        numbers += [item["size_bytes"] for item in header["files"]]
+        if any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
             raise ValueError
-        if not any(item["name"] == checkpoint.NAME for item in header["files"]):
+        names = [item["name"] for item in header["files"]]
+        segments = [name for name in names if name != checkpoint.NAME]
+        if names == segments or any(each != segment_name(int(each[:16], 16)) for each in segments):
             raise ValueError
-        for item in header["files"]:
-            if type(item["size_bytes"]) is not int or item["size_bytes"] < 0:
-                raise ValueError
-            name = item["name"]
-            if name != checkpoint.NAME and name != segment_name(int(name[:16], 16)):
-                raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise SnapshotError(f"snapshot {path} has a damaged header; use another one") from None
     return header, 16 + length

@@ -31,6 +31,7 @@ from rigs.ports import free_ports
 from rigs.processes import ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
 from rigs.store_rig import StoreRig, finish, read_history
+from test_snap import opened
 
 from etcdlite import backup, bolt, proto
 from etcdlite.etcd_backup import EtcdImage
@@ -505,6 +506,20 @@ def test_a_damaged_backup_is_refused_with_the_reason(small_backup: bytes, tmp_pa
     foreign = b"".join(parts)
     assert len(foreign) == size
     assert "another program" in refused(foreign, tmp_path, **skip)
+
+
+def test_members_of_backups_of_one_revision_are_of_different_clusters_if_their_logs_differ(
+    small_backup: bytes, tmp_path: Path
+) -> None:
+    clusters = set()
+    for index in (200, 201):
+        made, stated = (b"consistent_index" + n.to_bytes(8, "big") for n in (200, index))
+        changed = small_backup.replace(made, stated)
+        path, data_dir = tmp_path / "backup.db", tmp_path / f"restored{index}"
+        path.write_bytes(changed)
+        backup.restore(str(path), str(data_dir), skip_hash_check=True)
+        clusters.add(opened(data_dir).cluster_id)
+    assert len(clusters) == 2
 
 
 def records(*changes: tuple[int, int, Any]) -> Iterator[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,19 @@ def test_members_restored_from_different_backups_are_of_different_clusters(tmp_p
     the old history served it in linearizable reads, and acknowledged what it did not have."""
     rig = lived()
     clusters = []
-    for number, bump in enumerate((0, 0, 0, 1000)):
+    for number, bump in enumerate((0, 0, 0, 1000, 0)):
         if number == 2:
             rig.ask(proto.PutRequest(key=b"later", value=b"v"))
-            rig.settle()
+        elif number == 4:
+            rig.ask(proto.LeaseGrantRequest(TTL=60))  # The revision stays.
+        rig.settle()
         path, data_dir = tmp_path / f"backup{number}", str(tmp_path / f"restored{number}")
         path.write_bytes(b"".join(parts(rig)))
         backup.restore(str(path), data_dir, initial_cluster_token="t", bump_revision=bump)
         clusters.append(opened(Path(data_dir)).cluster_id)
     founded = bootstrap.new_cluster("default", [("default", "http://localhost:2380")], "t")
     assert clusters[0] == clusters[1]
-    assert len({*clusters, founded.cluster_id}) == 4, "nor are they of the old one"
+    assert len({*clusters, founded.cluster_id}) == 5, "nor are they of the old one"
 
 
 def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
@@ -257,6 +260,23 @@ def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     assert not datadir.exists(Disk(), str(tmp_path / "restored"))
 
 
+SEGMENT = segment_name(1)
+
+
+def header(**changes: Any) -> bytes:
+    file = {"name": "checkpoint", "size_bytes": 1}
+    fields = {"revision": 1, "applied_index": 1, "total_keys": 1, "files": [file]}
+    return json.dumps(fields | changes).encode()
+
+
+def read_header(header: bytes, tmp_path: Path) -> Any:
+    path = tmp_path / "backup"
+    head = snap.MAGIC + snap.FORMAT_VERSION.to_bytes(4, "little")
+    path.write_bytes(head + len(header).to_bytes(4, "little") + header)
+    with path.open("rb") as file:
+        return snap.read_header("backup", file)
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -265,15 +285,22 @@ def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
         b"[]",
         b"[" * 60_000,
         b'{"revision": 1, "total_keys": 1}',
-        b'{"revision": 1, "total_keys": 1, "files": []}',
-        b'{"revision": "1", "total_keys": 1, "files": [{"name": "checkpoint", "size_bytes": 1}]}',
-        b'{"revision": 1, "total_keys": 1, "files": [{"name": "../x", "size_bytes": 1}]}',
-        b'{"revision": 1, "total_keys": 1, "files": [{"name": "checkpoint", "size_bytes": -1}]}',
+        header(files=[]),
+        header(revision="1"),
+        header(revision=-1),
+        header(revision=1 << 63),
+        header(applied_index=None),
+        header(applied_index=1 << 64),
+        header(files=[{"name": "../x", "size_bytes": 1}]),
+        header(files=[{"name": "checkpoint", "size_bytes": -1}]),
+        header(files=[{"name": SEGMENT, "size_bytes": 1}]),
     ],
 )
 def test_a_header_that_makes_no_sense_is_refused(header: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "backup"
-    head = snap.MAGIC + snap.FORMAT_VERSION.to_bytes(4, "little")
-    path.write_bytes(head + len(header).to_bytes(4, "little") + header)
-    with pytest.raises(snap.SnapshotError, match="damaged header"), path.open("rb") as file:
-        snap.read_header("backup", file)
+    with pytest.raises(snap.SnapshotError, match="damaged header"):
+        read_header(header, tmp_path)
+
+
+def test_a_header_that_makes_sense_is_read(tmp_path: Path) -> None:
+    head = header(files=[{"name": name, "size_bytes": 1} for name in (SEGMENT, "checkpoint")])
+    assert read_header(head, tmp_path) == (json.loads(head), 16 + len(head))

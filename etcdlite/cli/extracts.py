@@ -207,7 +207,7 @@ def _make_member(session: Session, data_dir: str, state: State, leases: dict[int
     flags = session.flags
     names = ("name", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls")
     founding = backup.founding_of(*(flags[name] for name in names))
-    founding = backup.of_backup(founding, state.revision + flags["bump-revision"])
+    founding = backup.of_backup(founding, state.revision + flags["bump-revision"], 1)
     ring = keys.read(flags["encryption-key-file"])
     disk = Disk()
     sealed = datadir.data_disk(disk, ring, founding.cluster_id, founding.member_id)
