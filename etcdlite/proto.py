@@ -205,6 +205,11 @@ def _load_schema() -> None:
             members["FIELD_BY_NUMBER"] = {field.number: field for field in fields}
             members["FIELD_BY_NAME"] = {field.name: field for field in fields}
             MESSAGES[name] = type(name, (Message,), members)
+            # CPython takes the attributes of the first instances for those of all: a message with
+            # another one has a dict of its own, and twice the size.
+            first = object.__new__(MESSAGES[name])
+            for field in fields:
+                setattr(first, field.name, field.default)
 
 
 _load_schema()

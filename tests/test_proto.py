@@ -7,6 +7,7 @@ client and server talk to etcdlite, and its methods by the protocol page.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pathlib
@@ -413,6 +414,18 @@ def test_an_unset_field_reads_as_its_default_and_takes_no_room() -> None:
     assert proto.RangeResponse().header is None
     assert proto.RangeResponse().kvs == ()
     assert proto.Compare().version is None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="instances have a dict before Python 3.11")
+@pytest.mark.parametrize("name", sorted(proto.MESSAGES))
+def test_a_message_takes_the_same_room_whatever_came_before_it(name: str) -> None:
+    cls = proto.MESSAGES[name]
+    for _ in range(100):
+        cls.decode(b"")
+    message = object.__new__(cls)
+    for field in cls.FIELDS:
+        setattr(message, field.name, field.default)
+    assert not any(type(part) is dict for part in gc.get_referents(message))
 
 
 def test_messages_are_equal_when_their_wire_forms_are() -> None:
