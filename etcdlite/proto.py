@@ -188,20 +188,17 @@ def _field(text: str) -> Field:
 def _load_schema() -> None:
     for line in SCHEMA.replace("\n    ", " ").strip().splitlines():
         keyword, _, rest = line.partition(" ")
+        name, _, items = rest.partition(":")
         if keyword == "enum":
-            name, _, items = rest.partition(":")
             pairs = (item.strip().split("=") for item in items.split(","))
             ENUMS[name] = {key: int(number) for key, number in pairs}
         elif keyword == "message":
-            name, _, items = rest.partition(":")
             fields = tuple(_field(item) for item in items.split(",") if item)
             members: dict[str, Any] = {field.name: field.default for field in fields}
             for enum, values in ENUMS.items():
                 if enum.startswith(name + "."):
                     members.update(values)
-            members["__module__"] = __name__
-            members["NAME"] = name
-            members["FIELDS"] = fields
+            members.update(__module__=__name__, NAME=name, FIELDS=fields)
             members["FIELD_BY_NUMBER"] = {field.number: field for field in fields}
             members["FIELD_BY_NAME"] = {field.name: field for field in fields}
             MESSAGES[name] = type(name, (Message,), members)
