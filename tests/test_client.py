@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1333,6 +1334,41 @@ def test_closing_a_client_ends_its_connection_while_a_forked_process_has_it_open
     finally:
         os.close(sender)
         os.waitpid(child, 0)
+
+
+class _LikeUvloop(asyncio.SelectorEventLoop):
+    """A loop with no more than that of uvloop has: it connects without a delay between addresses,
+    its transports are no `asyncio.Transport`, and their sockets cannot be shut down."""
+
+    async def create_connection(self, factory: Any, host: str, port: int) -> Any:  # type: ignore[override]
+        link = factory()
+        made = link.connection_made
+
+        def connected(transport: asyncio.Transport) -> None:
+            sock = transport.get_extra_info("socket")
+            has = SimpleNamespace(setsockopt=sock.setsockopt, dup=sock.dup)
+            names = ("write", "abort", "pause_reading", "resume_reading")
+            methods = {name: getattr(transport, name) for name in names}
+            made(SimpleNamespace(get_extra_info={"socket": has}.get, **methods))
+
+        link.connection_made = connected
+        return await super().create_connection(lambda: link, host, port)
+
+
+@pytest.mark.parametrize("kind", ["like uvloop", "uvloop"])
+def test_the_asyncio_client_works_with_the_loop_of_uvloop(kind: str, server: FakeServer) -> None:
+    async def work() -> None:
+        async with AsyncClient(server.endpoint) as client, client.watch("k") as watch:
+            await client.put("k", "v")
+            assert (await watch.next_event(timeout_s=10)).value == b"v"
+
+    loop = pytest.importorskip(kind).new_event_loop() if kind == "uvloop" else _LikeUvloop()
+    try:
+        loop.run_until_complete(work())
+        (connection,) = server.connections
+        wait_until(lambda: connection.sock.fileno() < 0, "the end of the connection")
+    finally:
+        loop.close()
 
 
 # Where a backup is written to.

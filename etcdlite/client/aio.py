@@ -163,10 +163,13 @@ async def _connect(dial: Dial) -> Link:
     link = _TaskLink(dial, loop)
 
     async def greeted() -> None:
-        # An address that does not answer leaves time for the others of its host.
-        delay_s = dial.timeout_s / 8
-        host, port, _ = dial.server
-        await loop.create_connection(lambda: link, host, port, happy_eyeballs_delay=delay_s)
+        connect = partial(loop.create_connection, lambda: link, *dial.server[:2])
+        try:
+            # An address that does not answer leaves time for the others of its host.
+            connecting = connect(happy_eyeballs_delay=dial.timeout_s / 8)
+        except TypeError:
+            connecting = connect()  # uvloop has no such delay.
+        await connecting
         await link.greeted
 
     greeting = loop.create_task(greeted())
@@ -191,13 +194,12 @@ class _TaskLink(Link, asyncio.Protocol):
         self._handshake = None if dial.channel is None else dial.channel()
         """The channel, until it is established."""
         self._loop = loop
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None
         self._will_flush = False
 
     # Called by asyncio.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
         if self.failure:
             # Closed before the connection was made.
@@ -221,7 +223,6 @@ class _TaskLink(Link, asyncio.Protocol):
 
     def _shake(self, channel: Channel, data: bytes) -> None:
         """Take a step of the handshake."""
-        assert self._transport is not None
         try:
             plaintext = channel.receive(data)
         except ChannelError as error:
@@ -292,8 +293,7 @@ class _TaskLink(Link, asyncio.Protocol):
         if self._transport is None:
             return
         channel = self.channel
-        output = self.connection.take_output() if channel is None else self._sealed(channel)
-        if output:
+        if output := self.connection.take_output() if channel is None else self._sealed(channel):
             self._transport.write(output)
 
     def _sealed(self, channel: Channel) -> bytes:
@@ -307,10 +307,12 @@ class _TaskLink(Link, asyncio.Protocol):
         if not self.greeted.done():
             self.greeted.set_exception(ConnectionError(self.failure))
             self.greeted.exception()  # Marks it as retrieved: the task that connects may be gone.
-        if self._transport is not None:
-            with suppress(OSError):  # A process that was forked may have the socket open, too.
-                self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-            self._transport.abort()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            # A process that was forked may have the socket open, too. uvloop's has no `shutdown`.
+            with suppress(OSError), transport.get_extra_info("socket").dup() as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+            transport.abort()
 
     def pause_reading(self) -> None:
         if self._transport is not None:
