@@ -233,9 +233,8 @@ class _Part:
         self._size_bytes = size_bytes
 
     def pread(self, size_bytes: int, offset: int) -> bytes:
-        left = max(0, self._size_bytes - offset)
         self._file.seek(self._begin + offset)
-        part: bytes = self._file.read(min(size_bytes, left))
+        part: bytes = self._file.read(max(0, min(size_bytes, self._size_bytes - offset)))
         return part
 
     def size(self) -> int:

@@ -132,10 +132,9 @@ def _warn_of_other_data(disk: Disk, data_dir: str) -> None:
     if not own.endswith(".etcdlite"):
         return
     try:
-        names = disk.list(folder)
+        names = [name for name in disk.list(folder) if name.endswith(".etcdlite")]
     except OSError:
         return  # It does not exist yet, or may not be read.
-    names = [name for name in names if name.endswith(".etcdlite")]
     if others := [name for name in names if datadir.exists(disk, f"{folder}/{name}")]:
         log.warn(
             "this member begins without data, and there is data of other names beside it. If it "
@@ -184,18 +183,18 @@ def check_is_new(
             continue
         if not members:
             continue  # It was added itself and has not received the membership yet.
+        known = [member for member in members if founding.member_id == member.ID]
+        if known and known[0].clientURLs:  # Of this cluster, or of one that began with its backup.
+            raise _bootstrapped(founding.member_id)
         if cluster_id != founding.cluster_id:
             foreign[member_name] = f"the member at {url} is of cluster {cluster_id:x}"
             continue
-        known = [member for member in members if founding.member_id == member.ID]
         if not known:
             raise StartError(
                 f"member {founding.member_id:x} is not in the cluster any more, according to the "
                 f"member at {url}. To join again, add it with {_ADD} and start it with "
                 "--initial-cluster-state existing"
             )
-        if known[0].clientURLs:
-            raise _bootstrapped(founding.member_id)
         return
     count = 1 + len({member_name for member_name, _ in others})
     if count - len(foreign) - len(closed) <= count // 2:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from etcdlite import bootstrap, datadir, proto
+from etcdlite import backup, bootstrap, datadir, proto
 from etcdlite.bootstrap import NoAnswer
 from etcdlite.datadir import Founding, StartError
 from etcdlite.storage.layout import MEMBER, REMOVED
@@ -71,6 +71,14 @@ def test_a_member_that_lost_its_data_does_not_found_its_cluster_again() -> None:
     with pytest.raises(StartError, match=r"has already been bootstrapped.*member remove") as raised:
         bootstrap.check_is_new(founding(), "a", PAIRS, answering(cluster(), B))
     assert f"{founding().member_id:x}" in str(raised.value)
+
+
+def test_a_member_of_a_restored_cluster_that_lost_its_data_does_not_found_an_empty_one() -> None:
+    """Its cluster has an id of its own. Two of three that lost their data had the majority."""
+    restored = backup.of_backup(cluster(), revision=5, index=9)
+    assert restored.cluster_id != founding().cluster_id
+    with pytest.raises(StartError, match=r"has already been bootstrapped.*member remove"):
+        bootstrap.check_is_new(founding(), "a", PAIRS, answering(restored, B))
 
 
 def test_a_member_that_was_removed_does_not_found_the_cluster_again() -> None:
