@@ -51,11 +51,9 @@ def remedy(failure: OSError, path: str) -> str:
 
 
 def may_read(path: str, uid: int, gid: int) -> bool:
-    """Whether the mode of a file lets a user read it that is in this group only. Raises OSError.
-    Access control lists and the directories above are not looked at."""
+    """Whether the mode of a file lets a user read it that is in this group only, and the mode of a
+    directory lets it pass. Raises OSError. Access control lists are not looked at."""
     found = os.stat(path)
-    if uid == found.st_uid:
-        return bool(found.st_mode & stat.S_IRUSR)
-    if gid == found.st_gid:
-        return bool(found.st_mode & stat.S_IRGRP)
-    return bool(found.st_mode & stat.S_IROTH) or uid == 0
+    shift = 6 if uid == found.st_uid else 3 if gid == found.st_gid else 0
+    needed = stat.S_IXOTH if stat.S_ISDIR(found.st_mode) else stat.S_IROTH
+    return bool(found.st_mode >> shift & needed) or (uid == 0 and shift == 0)

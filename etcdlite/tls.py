@@ -356,6 +356,8 @@ _REASONS = {
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other side refuses the handshake: it is not a TLS port "
     "(then its URL begins with http://), it wants a certificate, or both sides have no cipher in "
     "common",
+    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "the other side does not speak etcdlite's protocol: it "
+    "may be etcd, or a proxy for gRPC or HTTP",
     "NO_SHARED_CIPHER": "both sides have no cipher in common: see cipher-suites; an ECDSA key "
     "needs ECDSA suites, an RSA key RSA ones",
     "UNSUPPORTED_PROTOCOL": "it only speaks versions of TLS that are not allowed here: see "
@@ -379,8 +381,8 @@ def explain(failure: ssl.SSLError, sources: Sources) -> str:
         detail = failure.verify_message
         text = _VERIFY.get(failure.verify_code, "its certificate cannot be verified: {detail}")
     else:
-        reason = failure.reason or type(failure).__name__
-        detail = reason.replace("_", " ").lower()
-        text = _REASONS.get(reason, "TLS: {detail}")
+        # Python does not know the names of all reasons. The text has OpenSSL's words for each.
+        detail = str(failure).partition(" (_ssl")[0].rpartition("] ")[2].lower()
+        text = _REASONS.get(failure.reason or detail.upper().replace(" ", "_"), "TLS: {detail}")
     own = sources.own or "none is configured"
     return text.format(trusted=sources.trusted, own=own, detail=detail)

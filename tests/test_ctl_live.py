@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -694,6 +695,15 @@ def test_a_restored_member_starts_as_it_is_said(
         flags = [word.format(dir=target) for word in words]
         ended = run_ctl("snapshot", "restore", path, "--data-dir", target, *flags)
         assert ended.stderr.endswith(f"start the server with: {command.format(dir=target)}\n")
+    if os.geteuid() == 0:  # The service's directory, as root sees it.
+        (tmp_path / "service").mkdir()
+        os.chown(tmp_path / "service", 65534, 65534)
+        target = str(tmp_path / "service" / "m1")
+        ended = run_ctl(
+            "snapshot", "restore", path, "--data-dir", target, f"--wal-dir={target}-wal"
+        )
+        todo = f"chown -R {pwd.getpwuid(65534).pw_name}: {target} {target}-wal"
+        assert f"if the server runs as {pwd.getpwuid(65534).pw_name}: {todo}\n" in ended.stderr
     for name in ("", "a=b", "a,b", "a/b", "a\nb"):  # The command would be refused.
         target = str(tmp_path / "unnamed")
         ended = run_ctl("snapshot", "restore", path, "--data-dir", target, f"--name={name}")

@@ -52,7 +52,7 @@ def test_the_data_of_another_user_is_left_alone(
     keys = f"--encryption-key-file={tmp_path / 'keys'}"
     for words in (("defrag",), ("rekey", keys)):
         ended = run_ctl(*words, "--data-dir", str(running.data_dir))
-        assert ended.status == 1 and "; run this as that user (sudo -u " in ended.stderr
+        assert ended.status == 1 and "; run this as that user (as root: runuser -u " in ended.stderr
 
 
 def test_the_hash_of_a_backup_is_that_of_the_member(server: ServerFactory, tmp_path: Path) -> None:

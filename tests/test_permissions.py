@@ -73,6 +73,10 @@ def test_a_mode_says_who_may_read(tmp_path: Path) -> None:
         file.chmod(mode)
         who = (mine, (NOBODY, mine[1]), (NOBODY, NOBODY))
         assert tuple(permissions.may_read(str(file), *one) for one in who) == may, oct(mode)
+    for mode, may in ((0o700, (True, False, False)), (0o710, (True, True, False)),
+                      (0o744, (True, False, False)), (0o701, (True, False, True))):  # fmt: skip
+        tmp_path.chmod(mode)
+        assert tuple(permissions.may_read(str(tmp_path), *one) for one in who) == may, oct(mode)
 
 
 class RefusingDisk(Disk):
@@ -157,11 +161,53 @@ def test_doctor_knows_the_user_of_the_service(
     lines = [one.line for one in found]
     assert [one.severity for one in found] == [ERROR, ERROR], lines
     user = permissions.user_name(NOBODY)
-    assert f"the user {user} cannot read it; " in lines[0] and f"chown root:{user}" in lines[0]
+    assert (
+        f"the user {user} cannot read it; " in lines[0] and f"chgrp {user} {file} && " in lines[0]
+    )
     assert f"chown -R --reference={tmp_path}/service {data}" in lines[1]
     file.chmod(0o644)
     os.chown(data, NOBODY, NOBODY)
     assert examine(Facts(0.0, machine=machine_module.look(str(file), is_named=True))) == []
+
+
+def test_doctor_opens_every_file_of_the_settings_and_the_way_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As certbot lays them out: links in a closed directory to files in another one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    settings = tmp_path / "etc"
+    monkeypatch.setattr(machine_module, "SERVICE_DIRECTORY", str(tmp_path / "service"))
+    monkeypatch.setattr(machine_module, "SETTINGS", f"{settings}/")
+    (tmp_path / "service").mkdir()
+    os.chown(tmp_path / "service", NOBODY, NOBODY)
+    for name in ("live", "archive"):
+        (settings / name / "m1").mkdir(parents=True)
+        (settings / name).chmod(0o700)
+    defaults = config.load(["--config", os.devnull], {})
+    named = {
+        flag: settings / "live" / "m1" / flag
+        for flag in defaults._fields
+        if flag.endswith("_file") and flag != "backup_status_file"
+    }
+    for flag, link in named.items():
+        (settings / "archive" / "m1" / flag).touch(0o600)
+        link.symlink_to(f"../../archive/m1/{flag}")
+    closed = defaults._replace(**{flag: str(link) for flag, link in named.items()})
+    machine = machine_module.Machine("")
+    machine_module._look_at_access(machine, closed)
+    user = permissions.user_name(NOBODY)
+    told = {line.partition(": ")[0]: line.rpartition("; ")[2] for line in machine.problems}
+    assert set(told) == set(map(str, named.values()))
+    link = named["key_file"]
+    places = f"{settings}/archive {settings}/live {link}"
+    assert told[str(link)] == f"chgrp {user} {places} && chmod g+rX {places}"
+    for place in (settings / "archive", settings / "live", *named.values()):
+        os.chown(place, 0, NOBODY)
+        place.chmod(0o750 if place.is_dir() else 0o640)
+    machine.problems.clear()
+    machine_module._look_at_access(machine, closed)
+    assert machine.problems == []
 
 
 def test_a_member_that_was_renamed_is_warned_about(server: ServerFactory, tmp_path: Path) -> None:

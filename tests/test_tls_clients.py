@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -302,3 +304,28 @@ def test_a_lab_is_made_of_what_the_command_prints(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("alert", [10, 20, 40, 42, 43, 46, 47, 49, 50, 51, 70, 71, 80, 86, 90,
+                                   109, 110, 112, 113, 115, 116, 120])  # fmt: skip
+def test_every_alert_of_a_server_is_told_in_words(alert: int, tmp_path: Path) -> None:
+    """Python has no name for some of them: 120 is that of a TLS server without this protocol."""
+    authority = make_authority(tmp_path / "ca")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(1 << 16)
+                sock.sendall(bytes((21, 3, 3, 0, 2, 2, alert)))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        ended = run_ctl("--endpoints", url, "--cacert", authority.certificate, "get", "k")
+        thread.join()
+    assert ended.status == 1 and f"Error: {url}: " in ended.stderr, ended
+    said = ended.stderr.partition(f"{url}: ")[2].strip()
+    assert re.fullmatch(r"(TLS: )?[a-z][^_]+ .*", said) and "sslerror" not in said, said
+    if alert == 120:
+        assert said.startswith("the other side does not speak etcdlite's protocol: "), said

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from etcdlite import backup_status, x509
@@ -191,19 +192,17 @@ def _look_at_access(machine: Machine, config: Config) -> None:
         service = os.stat(SERVICE_DIRECTORY)
     except OSError:
         return
-    for path in (
-        machine.file, config.cert_file, config.key_file, config.trusted_ca_file,
-        config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file,
-        config.peer_secret_file, config.client_secret_file, config.encryption_key_file,
-    ):  # fmt: skip
-        if path.startswith(SETTINGS):
-            with contextlib.suppress(OSError):
-                if not may_read(path, service.st_uid, service.st_gid):
-                    user = user_name(service.st_uid)
-                    machine.problems.append(
-                        f"{path}: the user {user} cannot read it; "
-                        f"chown root:{user} {path} && chmod 640 {path}"
-                    )
+    named = (path for flag, path in config._asdict().items() if flag.endswith("_file"))
+    user = user_name(service.st_uid)
+    for path in filter(None, dict.fromkeys((machine.file, *named))):
+        # The files of certbot are links into a directory that is closed to others, too.
+        above = {*Path(path).parents, *Path(path).resolve().parents}
+        below = (place for place in map(str, (*sorted(above), path)) if place.startswith(SETTINGS))
+        with contextlib.suppress(OSError):
+            if closed := [x for x in below if not may_read(x, service.st_uid, service.st_gid)]:
+                them = shlex.join(closed)
+                to_do = f"chgrp {user} {them} && chmod g+rX {them}"
+                machine.problems.append(f"{path}: the user {user} cannot read it; {to_do}")
 
 
 def _files_of(data_dir: str, wal_dir: str) -> Iterator[str]:
@@ -304,13 +303,9 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
         except OSError:
             machine.unseen.append("which processes listen on its ports (run as root)")
             return
-    for flag, urls in (
-        ("listen-client-urls", config.listen_client_urls),
-        ("listen-peer-urls", config.listen_peer_urls),
-        ("listen-client-http-urls", config.listen_client_http_urls),
-        ("listen-metrics-urls", config.listen_metrics_urls),
-    ):
-        for url in urls:
+    for name, urls in config._asdict().items():
+        flag = name.replace("_", "-")
+        for url in urls if flag.startswith("listen-") else ():
             host, port = host_port(url)
             if port and _is_in_use(host, port) and not own & (found := listeners(port)):
                 machine.taken_ports.append(Port(flag, url, holder(found)))

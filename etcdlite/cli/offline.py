@@ -71,7 +71,7 @@ def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
     if owner != os.geteuid():
         # The member could not read what another user writes.
         text = f"{data_dir} belongs to user {user_name(owner)}; run this as that user"
-        raise Failure(f"{text} (sudo -u {user_name(owner)} ...)")
+        raise Failure(f"{text} (as root: runuser -u {user_name(owner)} -- ...)")
     lock = datadir.lock(disk, data_dir, wal_dir)
     try:
         yield disk

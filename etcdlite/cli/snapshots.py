@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from typing import Any
 
@@ -16,6 +17,7 @@ from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
 from etcdlite.etcd_restore import check_digest, is_etcd
 from etcdlite.notation import format_size
+from etcdlite.permissions import user_name
 from etcdlite.urls import host_port, is_address
 
 MAX_BUMP_REVISION = 1 << 62
@@ -166,7 +168,6 @@ def restore(session: Session) -> None:
         return
     if flags["leases"] != "refuse":
         raise BadArguments("--leases is for new keys; restoring a whole backup keeps all leases")
-    key_file = flags["encryption-key-file"]
     with Progress(f"restoring to {data_dir}", format_size) as progress:
         backup.restore(
             path,
@@ -179,7 +180,7 @@ def restore(session: Session) -> None:
             skip_hash_check=flags["skip-hash-check"],
             bump_revision=bump_revision,
             progress=progress.update,
-            keys=keys.read(key_file),
+            keys=keys.read(flags["encryption-key-file"]),
             identities=identities(session),
         )
     _tell_start(session, path, data_dir)
@@ -189,6 +190,10 @@ def _tell_start(session: Session, path: str, data_dir: str) -> None:
     flags = session.flags
     if flags["identity"] and not flags["encryption-key-file"]:
         say(f"note: the backup is encrypted, but {data_dir} is not (--encryption-key-file)")
+    # Root has made files that the service cannot use.
+    if (owner := os.stat(os.path.dirname(os.path.abspath(data_dir))).st_uid) != os.geteuid():
+        made = shlex.join(filter(None, (data_dir, flags["wal-dir"])))
+        say(f"if the server runs as {user_name(owner)}: chown -R {user_name(owner)}: {made}")
     command, others = ["etcdlite"], ""
     if flags["name"] != "default":
         command += ["--name", flags["name"]]
