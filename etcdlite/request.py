@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from etcdlite import log
 from etcdlite.errors import EtcdError
-from etcdlite.methods import NAMES
+from etcdlite.methods import AUTHOR, NAMES
 
 
 class Requester(Protocol):
@@ -140,8 +140,7 @@ def about(waiter: Waiter) -> dict[str, str]:
     """Method, beginning of the key, and client of a request, for the log; what is known of them."""
     session, _, method, request = waiter
     for inner in (request, *getattr(request, "compare", ()), *_operations(request)):
-        key = getattr(inner, "key", b"")
-        if key:
+        if key := getattr(inner, "key", b""):
             break
     known = {
         "method": NAMES[method],
@@ -154,6 +153,7 @@ def about(waiter: Waiter) -> dict[str, str]:
 def warn_slow(what: str, took_s: float, expected_s: float, requests: Sequence[Waiter]) -> None:
     """Log that something took longer than expected, with the first request that it was for."""
     if not log.limited(what):
+        requests = [waiter for waiter in requests if waiter[2] != AUTHOR]
         log.warn(
             f"{what} took too long",
             took=f"{took_s * 1000:.0f}ms",

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rigs.lone_member import LoneMember
+from rigs.users import User, add_users
 
-from etcdlite import __version__, backup_status, errors, methods, metrics, proto
+from etcdlite import __version__, backup_status, errors, log, methods, metrics, proto
 from etcdlite.member import Member
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.raft import HEARTBEAT, Message
@@ -445,6 +446,30 @@ def test_the_log_names_the_first_of_the_slow_requests(
     assert "key=jobs/xxx" in line and "x" * 30 not in line and "secret" not in line
     # What only members ask for has a name, too.
     assert about((None, 0, methods.PUBLISH, proto.Member()))["method"] == "Log.Publish"
+
+
+def test_with_users_slow_and_failed_requests_are_those_of_clients(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry also says for whom its requests are. That is none of the requests."""
+    lone = LoneMember(tmp_path, warn_request_s=-1.0, warn_apply_s=-1.0)
+    add_users(lone)
+    ann = User(lone).log_in("ann")
+    monkeypatch.setattr(log, "limited", lambda key, per_s=1.0: False)
+    ann.send("KV.Put", key=b"a1")
+    ann.send("KV.Put", key=b"a2")
+    lone.settle()
+    lines = [line for line in capfd.readouterr().err.splitlines() if "key=a1" in line]
+    assert ["apply request" in line for line in lines] == [False, True], lines
+    assert all("requests=2 " in line and "method=KV.Put" in line for line in lines)
+
+    ann.send("KV.Put", key=b"a3")
+    lone.member.turn()
+    lone.now += 100.0
+    lone.member.tick()
+    assert value(lone, "etcd_server_proposals_failed_total") == 1
+    lone.settle()
+    lone.close()
 
 
 def test_a_transaction_is_named_by_its_first_key() -> None:

@@ -154,8 +154,8 @@ class Leadership:
             self._quiet_until = now + NO_LEADER_PAUSE_S
             log.error(
                 f"there has been no leader for {now - self._leader_seen_at:.0f} s: {missing}. "
-                "Writes and linearizable reads fail until there is one. Start the other members; "
-                "if they are lost, see 'More than half is lost' in the documentation of clusters",
+                "Writes and linearizable reads fail here meanwhile. Start the others, or mend the "
+                "network; if they are lost, see 'More than half is lost' in the documentation",
                 **self._ids(),
             )
 

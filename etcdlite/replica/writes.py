@@ -541,7 +541,7 @@ class Writes:
 
     def _give_up(self, number: int, failure: EtcdError) -> None:
         waiters = self._drop(number).waiters
-        self._metrics.proposals_failed += len(waiters)
+        self._metrics.proposals_failed += sum(waiter[2] != methods.AUTHOR for waiter in waiters)
         fail_all(waiters, failure)
 
     def restored(self) -> None:
