@@ -13,7 +13,7 @@ from rigs.lone_member import LoneMember
 from rigs.users import CHEAP, User, add_users
 
 from etcdlite import auth as auth_module
-from etcdlite import frames, methods, passwords, proto, rights
+from etcdlite import frames, log, methods, passwords, proto, rights
 from etcdlite.auth import Auth
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
@@ -894,6 +894,19 @@ def test_a_login_that_waits_holds_little_memory(house: LoneMember) -> None:
     ]
     assert set(ids) <= someone.answers.keys(), "they are refused before they wait"
     assert someone.answers[ids[0]].startswith("authentication failed")
+
+
+def test_the_log_tells_failed_logins_and_not_those_that_were_given_up(
+    house: LoneMember, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "limited", lambda key, per_s=1.0: False)
+    ann, guesser = User(house), User(house)
+    given_up = ann.send("Auth.Authenticate", name="ann", password="ann")
+    ann.answers[given_up] = "given up"
+    guesser.send("Auth.Authenticate", name="ann", password="bob")
+    house.settle()
+    lines = [line for line in capfd.readouterr().err.splitlines() if "a login failed" in line]
+    assert len(lines) == 1 and "invalid user ID or password" in lines[0], lines
 
 
 def test_a_fault_in_a_login_takes_no_place_of_the_next_ones(

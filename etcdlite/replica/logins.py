@@ -20,7 +20,7 @@ from zlib import crc32
 
 from etcdlite import log, passwords, proto
 from etcdlite.auth import MAX_NAME_BYTES, Auth
-from etcdlite.errors import INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
+from etcdlite.errors import CANCELED, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.methods import REHASH, TOKEN_KEY
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
 from etcdlite.proto import varint
@@ -169,10 +169,9 @@ class Logins:
     ) -> None:
         """Hash a password of this user; `done` gets the hash as requests hold it, in base64. Raises
         EtcdError."""
-        cost = self._cost
 
         def compute() -> str:
-            return base64.b64encode(passwords.hash_password(password, cost)).decode()
+            return base64.b64encode(passwords.hash_password(password, self._cost)).decode()
 
         self._add(name, password, Job(session, request_id, compute, done))
 
@@ -216,8 +215,9 @@ class Logins:
 
         def done(result: tuple[str, bytes] | EtcdError) -> None:
             if isinstance(result, EtcdError):
-                client = getattr(session, "client", "")
-                log.warn("a login failed", "failed login", client=client, user_name=name)
+                if result.code != CANCELED:  # The client may just have given up.
+                    known = {"user_name": name, "client": getattr(session, "client", "")}
+                    log.warn("a login failed", "failed login", why=result.text, **known)
                 session.fail(request_id, method, result)
                 return
             token, new = result
