@@ -6,6 +6,8 @@ tests/test_docs.py founds and mends whole clusters with what `setup` writes.
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -115,6 +117,49 @@ def test_a_second_setup_keeps_the_first(folder: str) -> None:
     assert Path(folder, "m1.tar").read_bytes() == before
     done = run_ctl("setup", "--join", "m4=10.0.0.4", f"--dir={folder}-other")
     assert done.status == 1 and "has no CA and no secrets" in done.stderr
+
+
+FULL_DISK = """
+import errno, sys
+from etcdlite import fixtures, secret_file
+from etcdlite.cli import setup
+from etcdlite.ctl import main
+count = 0
+def refusing(write):
+    def call(*arguments, **named):
+        global count
+        count += 1
+        if count > {allowed}:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments, **named)
+    return call
+fixtures.write = refusing(fixtures.write)
+secret_file.create = refusing(secret_file.create)
+setup._write_archive = refusing(setup._write_archive)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("first", [(), ("--secret",)])
+@pytest.mark.parametrize("second", [(), ("--secret",)])
+@pytest.mark.parametrize("allowed", range(4))
+def test_a_setup_that_was_interrupted_is_begun_again(
+    first: tuple[str, ...], second: tuple[str, ...], allowed: int, folder: str
+) -> None:
+    words = ("setup", "m1=10.0.0.1", "m2=10.0.0.2", f"--dir={folder}")
+    program = [sys.executable, "-c", FULL_DISK.format(allowed=allowed)]
+    done = subprocess.run([*program, *words, *first], capture_output=True, text=True)
+    assert done.returncode == 1 and "no space left" in done.stderr.lower(), done
+    again = run_ctl(*words, *second)
+    assert again.status == 0, again
+    scheme = "http" if second else "https"
+    for name in ("m1", "m2"):
+        with tarfile.open(Path(folder, f"{name}.tar")) as archive:
+            file = archive.extractfile("etc/etcdlite.toml")
+            assert file is not None and f"m1={scheme}://10.0.0.1:2380" in file.read().decode()
+    assert Path(folder, "peer.secret").exists() == bool(second)
+    done = run_ctl(*words, *second)
+    assert done.status == 1 and "has a cluster already" in done.stderr
 
 
 def test_a_member_that_was_not_added_cannot_join(folder: str, server: ServerFactory) -> None:

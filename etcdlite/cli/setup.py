@@ -50,6 +50,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 _SECRETS = ("peer.secret", "client.secret")
 
+_UNFINISHED = ".unfinished"
+"""A file in the directory until the first setup has written all archives; else it begins again."""
+
 Files = dict[str, tuple[str, bool]]
 """Path in the archive -> (content, whether it is private)."""
 
@@ -74,7 +77,7 @@ def setup(session: Session) -> None:
         raise Failure(
             f"{folder} has no CA and no secrets: name the directory of the first setup with --dir"
         )
-    if is_known and not is_join:
+    if is_known and not is_join and not os.path.exists(f"{folder}/{_UNFINISHED}"):
         raise Failure(
             f"{folder} has a cluster already: --join adds a member, --dir names another directory"
         )
@@ -85,6 +88,7 @@ def setup(session: Session) -> None:
         _make_trust(folder, is_secret)
     for name, host in hosts.items():
         _write_archive(f"{folder}/{name}.tar", _files(session, plan, name, host, is_secret))
+    Path(folder, _UNFINISHED).unlink(missing_ok=True)
     session.print(*_next_steps(folder, hosts, is_join))
 
 
@@ -113,17 +117,10 @@ def _url(scheme: str, host: str, port: int) -> str:
 
 
 def _new(folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
-    return Plan(
-        folder,
-        scheme,
-        {
-            "initial-cluster": [
-                f"{name}={_url(scheme, host, PEER_PORT)}" for name, host in hosts.items()
-            ],
-            # Two clusters on one network never mistake each other's members for their own.
-            "initial-cluster-token": os.urandom(8).hex(),
-        },
-    )
+    members = [f"{name}={_url(scheme, host, PEER_PORT)}" for name, host in hosts.items()]
+    # Two clusters on one network never mistake each other's members for their own.
+    token = os.urandom(8).hex()
+    return Plan(folder, scheme, {"initial-cluster": members, "initial-cluster-token": token})
 
 
 def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]) -> Plan:
@@ -156,11 +153,14 @@ def _joined(session: Session, folder: str, scheme: str, hosts: Mapping[str, str]
 
 
 def _make_trust(folder: str, is_secret: bool) -> None:
-    """The CAs, or the secrets. They are written last to first, so that a setup that was
-    interrupted is not taken for a whole one."""
+    """The CAs, or the secrets."""
     os.makedirs(folder, 0o700, exist_ok=True)
+    if os.path.exists(unfinished := f"{folder}/{_UNFINISHED}"):
+        for name in _SECRETS:
+            Path(folder, name).unlink(missing_ok=True)
+    Path(unfinished).touch()
     if is_secret:
-        for name in reversed(_SECRETS):
+        for name in _SECRETS:
             secret_file.create(f"{folder}/{name}")
         return
     for kind in ("peers", "clients"):
