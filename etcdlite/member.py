@@ -243,9 +243,10 @@ class Member:
     def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
         """A snapshot from the leader is complete on disk, beside the data that it will replace."""
         snapshot = Snapshot(offer.index, offer.term, tuple(offer.voters), tuple(offer.learners))
-        own_id = self.identity.member_id
+        message = Message(SNAP, self.identity.member_id, node, offer.leader_term, snapshot=snapshot)
         try:
-            self.raft.step(Message(SNAP, own_id, node, offer.leader_term, snapshot=snapshot))
+            if self.forced.is_done:
+                self.raft.step(message)
         except MessageRejected as fault:
             log.warn("rejected a snapshot", why=str(fault), remote_peer_id=f"{node:x}")
         if self.raft.log.offset != offer.index:

@@ -896,6 +896,11 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
     for term in (leader.member.raft.term, 9):
         forced.member.on_message(Message(HEARTBEAT, own_id, leader.member_id, term))
     assert forced.member.raft.term < 9
+    # A snapshot that the leader was about to send.
+    voters = sorted(leader.member.raft.voters)
+    offer = proto.SnapshotOffer(index=1000, term=9, voters=voters, leader_term=9)
+    forced.member.snapshot_received(leader.member_id, offer)
+    assert forced.member.raft.voters == {own_id}
     world.run_until(lambda: forced.member.forced.is_done)
     assert forced.member.leads and forced.member.raft.voters == {own_id}
 

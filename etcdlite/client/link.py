@@ -145,11 +145,9 @@ class Link:
     def expire(self, ticket: Ticket) -> bool:
         """Cancel a request because its time is over. False if it had ended."""
         was_heard = self.connection.silent_since_s is None
-        if not self.cancel(ticket):
-            return False
-        if was_heard:
+        if (is_open := self.cancel(ticket)) and was_heard:
             self._wake_all()
-        return True
+        return is_open
 
     def suspect(self) -> None:
         """The time of a request was over before it could be sent: the server has to send something
