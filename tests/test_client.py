@@ -577,6 +577,28 @@ def test_a_member_that_cannot_serve_is_left_for_the_next_endpoint(
         wait_until(lambda: all(sock.fileno() < 0 for sock in sockets), "the end of all connections")
 
 
+def test_a_learner_that_cannot_log_a_user_in_is_left_for_the_next_endpoint(
+    connect: Connect, server: FakeServer
+) -> None:
+    number = methods.METHOD_BY_NAME["Auth.Authenticate"].number
+    code, text = ERRORS["NotSupportedForLearner"]
+    refusal = 3, proto.Error(code=code, message=text).encode()
+    login = frames.END, proto.AuthenticateResponse(token="t").encode()
+
+    def answering(flags: int, body: bytes) -> Any:
+        return lambda _, request_id, name, __: (
+            frames.frame(request_id, number, flags, body) if name == "Auth.Authenticate" else None
+        )
+
+    with FakeServer(server.store) as other:
+        server.intercept, other.intercept = answering(*refusal), answering(*login)
+        client = connect(server, other, user="u", password="p")
+        with client.watch("k") as watch:
+            client.put("k", "v")
+            assert watch.next_event(timeout_s=10).value == b"v"
+        assert client.endpoint == other.endpoint
+
+
 def test_a_member_that_leaves_a_call_unanswered_is_left_for_the_next_endpoint(
     connect: Connect, server: FakeServer
 ) -> None:
