@@ -205,8 +205,7 @@ def main(version: str) -> None:
     out = open(1, "wb", closefd=False)  # noqa: SIM115
     try:
         _, made = contents(*take_over(partial(marshal.load, sys.stdin.buffer)))
-        for piece in _joined(made, 0):
-            out.write(piece)
+        out.writelines(_joined(made, 0))
         out.flush()
     except (ConnectionError, EOFError):
         os._exit(1)  # The server, or its client, is gone.

@@ -118,9 +118,8 @@ def with_cryptography(profile: Profile, authority: Pair | None) -> Pair:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, profile.name)])
     issuer, signer = (subject, key) if authority is None else _load(authority)
     is_ca = profile.kind == "ca"
-    usage = {name: False for name in _KEY_USAGES}
-    for name in ("key_cert_sign", "crl_sign") if is_ca else ("digital_signature",):
-        usage[name] = True
+    used = ("key_cert_sign", "crl_sign") if is_ca else ("digital_signature",)
+    usage = {name: name in used for name in _KEY_USAGES}
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -427,24 +427,19 @@ def _indent(text: str, spaces: int) -> str:
     return "".join(f"{' ' * spaces}{line}\n" for line in text.strip().splitlines())
 
 
-def _wire_type(field: Field) -> int:
-    packed = field.repeated and field.kind in _READERS
-    return 0 if field.kind in _READERS and not packed else 2
+def _is_packed(field: Field) -> bool:
+    return field.repeated and field.kind in _READERS
 
 
 def _tag(field: Field) -> int:
-    return field.number << 3 | _wire_type(field)
-
-
-def _has_fast_path(field: Field) -> bool:
-    return field.number < 16 and not (field.repeated and field.kind in _READERS)
+    return field.number << 3 | (2 if _is_packed(field) or field.kind not in _READERS else 0)
 
 
 def _decoder_source(cls: type[Message]) -> str:
     body = ""
     oneofs = {field.oneof for field in cls.FIELDS if field.oneof}
     assert len(oneofs) <= 1, f"{cls.NAME}: more than one oneof"
-    fast = [field for field in cls.FIELDS if _has_fast_path(field)]
+    fast = [field for field in cls.FIELDS if field.number < 16 and not _is_packed(field)]
     for field in fast:
         name, kind = field.name, field.kind
         if kind == "int64":  # Inline, because revisions mostly take several bytes.
@@ -484,12 +479,14 @@ def _decoder_source(cls: type[Message]) -> str:
     body += f"if tag not in {tags!r}:\n    pos = _decode_other(m, buf, pos, end, depth)\n"
     for oneof in oneofs:
         body += f"    one = m.which({oneof!r})\n"
+    inner = [MESSAGES[f.type_name] for f in cls.FIELDS if f.kind == "message"]
+    recurses = any(cls in _parts(message) for message in inner)
     return (
         f"def decode_{cls.NAME}(buf, pos=0, end=None, depth={MAX_DEPTH}):\n"
         f"    m = new({cls.NAME})\n"
         "    if end is None:\n        end = len(buf)\n"
         + ("    one = None\n" if oneofs else "")
-        + ("    if depth < 0:\n        raise too_deep()\n" if _is_recursive(cls) else "")
+        + ("    if depth < 0:\n        raise too_deep()\n" if recurses else "")
         + "    try:\n        while pos < end:\n            tag = buf[pos]\n"
         + (_indent(_COUNT, 12) if cls in _IN_REQUESTS else "")
         + _indent(body, 12)
@@ -556,11 +553,6 @@ def _parts(cls: type[Message]) -> list[type[Message]]:
             if field.kind == "message" and MESSAGES[field.type_name] not in found:
                 found.append(MESSAGES[field.type_name])
     return found
-
-
-def _is_recursive(cls: type[Message]) -> bool:
-    inner = [MESSAGES[f.type_name] for f in cls.FIELDS if f.kind == "message"]
-    return any(cls in _parts(message) for message in inner)
 
 
 _IN_REQUESTS: set[type[Message]] = set()

@@ -138,7 +138,8 @@ def streamed(
         count = found = 0
         size = len(head)
         for seen, records, _ in _pages(store, request, revision, store.limits.step_bytes):
-            size += _field_bytes([length for _, length in records[: max(0, limit - found)]])
+            lengths = [length for _, length in records[: max(0, limit - found)]]
+            size += sum(lengths) + sum([len(_FIELDS[length]) for length in lengths])
             count += seen
             found += len(records)
             yield b""
@@ -410,11 +411,6 @@ def _with_fields(kvs: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     parts[::2] = map(_FIELDS.__getitem__, map(len, kvs))
     parts[1::2] = kvs
     return parts
-
-
-def _field_bytes(sizes: list[int]) -> int:
-    """The size of records of these sizes in a RangeResponse."""
-    return sum(sizes) + sum([len(_FIELDS[size]) for size in sizes])
 
 
 def _tail(more: bool, count: int) -> bytes:

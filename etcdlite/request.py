@@ -7,7 +7,7 @@ Everything below `wire/` knows a session only by the protocol here.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from etcdlite import log
@@ -139,7 +139,9 @@ SHOWN_KEY_BYTES = 32
 def about(waiter: Waiter) -> dict[str, str]:
     """Method, beginning of the key, and client of a request, for the log; what is known of them."""
     session, _, method, request = waiter
-    for inner in (request, *getattr(request, "compare", ()), *_operations(request)):
+    ops = (*getattr(request, "success", ()), *getattr(request, "failure", ()))
+    parts = (op.request_put or op.request_range or op.request_delete_range for op in ops)
+    for inner in (request, *getattr(request, "compare", ()), *parts):
         if key := getattr(inner, "key", b""):
             break
     known = {
@@ -161,11 +163,6 @@ def warn_slow(what: str, took_s: float, expected_s: float, requests: Sequence[Wa
             expected_duration=f"{expected_s * 1000:.0f}ms",
             **(about(requests[0]) if requests else {}),
         )
-
-
-def _operations(request: Any) -> Iterator[Any]:
-    for op in (*getattr(request, "success", ()), *getattr(request, "failure", ())):
-        yield op.request_put or op.request_range or op.request_delete_range
 
 
 def fail_all(waiters: Sequence[Waiter], failure: EtcdError) -> None:

@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -413,10 +414,8 @@ class Server:
     def _report(self, result: Any) -> None:
         """Take a result from a thread and wake the loop. Called in that thread."""
         self._done.append(result)
-        try:
+        with suppress(BlockingIOError):  # The pipe is full, so the loop wakes anyway.
             os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            pass  # The pipe is full, so the loop wakes anyway.
 
     def _start_writer(self, image: Any, resume: Callable[[], None]) -> Any:
         from etcdlite import backup_process  # Few members send a backup for etcd.

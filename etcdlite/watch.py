@@ -66,7 +66,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Event, Store
 from etcdlite.storage.intervals import Intervals
 from etcdlite.storage.layout import DataDamaged
-from etcdlite.storage.steps import finish
+from etcdlite.storage.steps import discard, finish
 from etcdlite.watch_responses import (
     CANCELED,
     CREATED,
@@ -103,15 +103,24 @@ _FRAGMENTS = 8
 _NO_LIMIT = 1 << 62
 
 BYTES_PER_MATCH = 512
-"""In `match_step_events`, this much of an encoded event counts as one more event."""
+EVENTS_PER_PREVIOUS = 3
+"""In `match_step_events`, this much of an encoded event counts as one more event, and a previous
+value that is read counts as this many more."""
 
 MATCHES_PER_EVENT = 4
 MOVES_PER_GROUP = 10
-"""In `match_step_events`, this many ranges that hold the key of an event count as one more event;
-in `max_moves_at_once`, watches of another key or range count as this many more watches."""
+"""In `match_step_events`, this many ranges that hold the key of an event, and groups of one of
+them, count as one more event; in `max_moves_at_once`, watches of another key or range count as this
+many more watches."""
 
 BYTES_PER_SEND = 4096
 """In `max_sends_at_once`, this much of a response that is made counts as one more send."""
+EVENTS_PER_SEND = 64
+"""In `send_step_watches`, this many events that are joined count as one more watch."""
+
+MAX_STARTS = 32
+"""A slice of history ends before watches begin at one more revision than this in its course. Each
+start is a group of its own, whose events are matched and joined apart."""
 
 _EVERYTHING = b""
 """The end of a range without an upper bound."""
@@ -168,26 +177,19 @@ class _Watch:
 class _Group:
     """The watches of one key or range that are sent the same bytes."""
 
-    __slots__ = ("index", "since", "options", "watches")
+    __slots__ = ("index", "name", "since", "options", "watches")
 
-    def __init__(self, index: _Index, since: int, options: int) -> None:
+    def __init__(self, index: _Index, name: int, since: int, options: int) -> None:
         self.index = index
+        self.name = name
         self.since = since
         """The first revision whose events are sent to them."""
         self.options = options
         self.watches: dict[_Watch, None] = {}
 
-    @property
-    def name(self) -> int:
-        return _group_name(self.since, self.options)
-
 
 _Groups = dict[int, _Group]
 """The groups of one key or range, by name."""
-
-
-def _group_name(since: int, options: int) -> int:
-    return since << 4 | options
 
 
 class _Index:
@@ -202,17 +204,11 @@ class _Index:
         self.watches = 0
 
     def add(self, watch: _Watch, since: int) -> None:
-        groups = self._groups(watch)
-        if groups is None:
-            groups = {}
-            if watch.end is None:
-                self.keys[watch.start] = groups
-            else:
-                self.ranges.add(watch.start, watch.end, groups)
-        name = _group_name(since, watch.options)
+        groups = self._make_groups(watch)
+        name = since << 4 | watch.options
         group = groups.get(name)
         if group is None:
-            group = groups[name] = _Group(self, since, watch.options)
+            group = groups[name] = _Group(self, name, since, watch.options)
             self.range_groups += watch.end is not None
         group.watches[watch] = None
         self.watches += 1
@@ -241,6 +237,16 @@ class _Index:
             return self.keys.get(watch.start)
         return self.ranges.get(watch.start, watch.end)
 
+    def _make_groups(self, watch: _Watch) -> _Groups:
+        groups = self._groups(watch)
+        if groups is None:
+            groups = {}
+            if watch.end is None:
+                self.keys[watch.start] = groups
+            else:
+                self.ranges.add(watch.start, watch.end, groups)
+        return groups
+
     def first(self, count: int) -> list[_Watch]:
         """Up to `count` of its watches."""
         every = chain(self.keys.values(), self.ranges.values())
@@ -253,12 +259,15 @@ class _Index:
         """Indexes that share the groups of this one, for matching only. Each matches `events` with
         ranges at most `slice_matches` times, or has the range of one group."""
         matches: dict[_Group, int] = {}
-        for count, event in enumerate(events, 1):
-            watching = self.ranges.holding(event[1])
-            for groups in watching:
+        left = limits.match_step_events
+        for event in events:
+            left -= 1
+            for groups in self.ranges.holding(event[1]):
+                left -= len(groups)
                 for group in groups.values():
                     matches[group] = matches.get(group, 0) + 1
-            if count % limits.match_step_events == 0 or len(watching) > limits.match_step_events:
+            if left <= 0:
+                left = limits.match_step_events
                 yield
         part = _Index(rng)
         part.keys = self.keys
@@ -271,11 +280,7 @@ class _Index:
             size += number
             watch = next(iter(group.watches), None)
             if watch is not None and watch.end is not None:
-                shared = part.ranges.get(watch.start, watch.end)
-                if shared is None:
-                    part.ranges.add(watch.start, watch.end, {group.name: group})
-                else:
-                    shared[group.name] = group
+                part._make_groups(watch)[group.name] = group
             if count % limits.match_step_events == 0:
                 yield
         return parts
@@ -423,7 +428,8 @@ class WatchHub:
             if not watches:
                 self.closing.popleft()
         elif self.waking:
-            next(iter(self.waking)).wake_some()
+            for stream in list(islice(self.waking, most)):
+                most -= stream.wake_some(most)
         elif self._future and self._future.peekitem(0)[0] <= self.revision + 1:
             self._start_future()
         elif self._behind and self._behind.peekitem(0)[0] < self._store.compacted:
@@ -521,9 +527,10 @@ class WatchHub:
         header = self.header_field(revision)
         send_step = limits.send_step_watches
         large_bytes = min(limits.step_bytes, self.fragment_bytes - 256)
-        sends, pause_at = 0, send_step
+        sends, others, pause_at = 0, 0, send_step
         for group, batch in batches.items():
             size = len(batch[0]) if len(batch) == 1 else sum(map(len, batch))
+            others += len(batch) // EVENTS_PER_SEND
             is_large = size >= large_bytes
             joined = b"" if is_large else b"".join(batch)
             bodies: Sequence[bytes] = ()
@@ -532,10 +539,14 @@ class WatchHub:
             shared_id: bytes | None = None
             sent = 0
             for watch in list(group.watches):
+                if sends + others >= pause_at:
+                    pause_at = sends + others + send_step
+                    yield
                 sink = watch.sink
                 if watch.group is not group:
                     continue  # It was cancelled between two steps.
                 if sink.blocked:
+                    others += 1
                     blocked.append(watch)
                     continue
                 if sends >= max_sends:
@@ -556,9 +567,6 @@ class WatchHub:
                 watch.idle = False
                 for body in bodies:
                     sink.send(body)
-                if sends >= pause_at:
-                    pause_at = sends + send_step
-                    yield
             self.events_sent += sent * len(batch)
         return blocked, late
 
@@ -585,12 +593,14 @@ class WatchHub:
             plain = b""
             full = known.get((at, key), b"") if known else b""
             for groups in watching:
+                left -= len(groups) // MATCHES_PER_EVENT
                 for group in groups.values():
                     options = group.options
                     if at < group.since or options & unwanted:
                         continue
                     if options & _PREV_KV:
                         if not full:
+                            left -= EVENTS_PER_PREVIOUS
                             try:
                                 previous = self._store.previous(key, at)
                             except DataDamaged as found:
@@ -705,11 +715,15 @@ class WatchHub:
                 stuck = list(islice(self._behind.get(first, ()), limits.move_step_watches))
             self._end_damaged(stuck, damage)
             return
-        if events and events[-1][0] > self.revision:
-            # What is applied but not notified yet is for `notify` to send.
-            events = [event for event in events if event[0] <= self.revision]
-        last = events[-1][0] if events else present
-        joined = yield from self._join_steps(sweep, last)
+        last = min(events[-1][0], self.revision) if events else present
+        joined, last = yield from self._join_steps(sweep, last)
+        read, batches = events, {}
+        if events and events[-1][0] > last:
+            # The rest is for the next slice, or for `notify` if it was not notified yet.
+            at = bisect_right(events, last, key=itemgetter(0))
+            if last < self.revision and len(events) <= limits.max_events_at_once:
+                self._slices.keep(last + 1, events[at:], {})
+            events = events[:at]
         begin = 0
         while begin < len(events):
             if begin:
@@ -723,23 +737,19 @@ class WatchHub:
             for number, part in enumerate(parts):
                 if number:
                     yield
+                    if not (yield from self._is_awaited_steps(part, index, piece[0][0])):
+                        continue
                 batches = yield from self._match_steps(part, piece, encoded)
                 blocked, _ = yield from self._send_steps(batches, piece[-1][0], _NO_LIMIT)
-                for count, watch in enumerate(blocked, 1):
-                    if watch.group is not None and watch.group.index is index:
-                        lacks = max(watch.next, piece[0][0])
-                        self.remove(watch)
-                        # If the sink was woken since, it will not be woken again.
-                        self.place(watch, _PARKED if watch.sink.blocked else _BEHIND, lacks)
-                    if count % limits.move_step_watches == 0:
+                for at in range(0, len(blocked), limits.move_step_watches):
+                    if at:
                         yield
+                    self._park(blocked[at : at + limits.move_step_watches], index, piece[0][0])
         sweep.position = last + 1
-        if len(events) > limits.max_events_at_once:  # To free them takes time, too.
-            lists: list[list[Any]] = [*batches.values(), events]
-            for items in lists:
-                while len(items) > limits.sort_step_items:
-                    del items[-limits.merge_step_items :]
-                    yield
+        if len(read) > limits.max_events_at_once:  # To free them takes time, too.
+            lists: list[list[Any]] = [*batches.values(), events, read]
+            for _ in discard(items for items in lists if len(items) > limits.merge_step_items):
+                yield
         elif last < self.revision:
             self._slices.keep(first, events, encoded)
         for count, watch in enumerate(joined, 1):
@@ -750,15 +760,45 @@ class WatchHub:
             if count % limits.move_step_watches == 0:
                 yield
 
-    def _join_steps(self, sweep: _Sweep, last: int) -> Generator[None, None, list[_Watch]]:
+    def _is_awaited_steps(
+        self, part: _Index, index: _Index, revision: int
+    ) -> Generator[None, None, bool]:
+        """Whether a watch of a part of `index` can be sent events from `revision` on. Those before
+        it that cannot are parked: a client that does not read has nothing matched."""
+        while watches := part.first(self.limits.move_step_watches):
+            if not all(watch.sink.blocked for watch in watches):
+                return True
+            self._park(watches, index, revision)
+            yield
+        return False
+
+    def _park(self, watches: list[_Watch], index: _Index, revision: int) -> None:
+        """Park those of these watches that are still in `index` and lack events of `revision`."""
+        for watch in watches:
+            if watch.group is not None and watch.group.index is index:
+                lacks = max(watch.next, revision)
+                self.remove(watch)
+                # If the sink was woken since, it will not be woken again.
+                self.place(watch, _PARKED if watch.sink.blocked else _BEHIND, lacks)
+
+    def _join_steps(
+        self, sweep: _Sweep, last: int
+    ) -> Generator[None, None, tuple[list[_Watch], int]]:
         """Move the waiting watches that lack nothing before the sweep's position, but something up
-        to `last`, into the sweep. Returns those that do not need all of this slice."""
+        to `last`, into the sweep. Returns those that do not need all of this slice, and the end of
+        the slice: `last`, or before the first revision with too many starts."""
         most = self.limits.move_step_watches
         first = sweep.position
         is_lag = sweep is self.lag
         joined: list[_Watch] = []
-        moved = 0
-        while (start := next(self._behind.irange(first, last), None)) is not None:
+        moved = starts = 0
+        reached = first  # A watch that arrives meanwhile below this was passed.
+        while (start := next(self._behind.irange(reached, last), None)) is not None:
+            if start > reached:
+                reached = start
+                starts += 1
+                if starts > MAX_STARTS:
+                    return joined, start - 1
             if moved >= most:
                 moved = 0
                 yield
@@ -779,7 +819,7 @@ class WatchHub:
                 moved += 1
             if not watches:
                 del self._behind[start]
-        return joined
+        return joined, last
 
     # States.
 
@@ -960,20 +1000,23 @@ class WatchStream:
 
     def wake(self) -> None:
         """The sink is not blocked any more: `run` serves its parked watches again."""
-        self.wake_some()
+        if self.parked:
+            self.hub.waking[self] = None
         self.answer_progress()
 
-    def wake_some(self) -> None:
-        """Move parked watches to behind, if the sink is still not blocked; `run` does the rest."""
+    def wake_some(self, most: int) -> int:
+        """Move parked watches to behind, if the sink is still not blocked. Returns how many."""
         hub = self.hub
-        hub.waking.pop(self, None)
+        del hub.waking[self]
         if self.sink.blocked or self._is_closed:
-            return
-        for watch in list(islice(self.parked, hub.limits.move_step_watches)):
+            return 0
+        watches = list(islice(self.parked, most))
+        for watch in watches:
             hub.remove(watch)
             hub.place(watch, _BEHIND, watch.next)
         if self.parked:
             hub.waking[self] = None
+        return len(watches)
 
     def close(self) -> None:
         """End all watches. Nothing is sent after this; a second call does nothing."""

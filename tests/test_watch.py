@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from etcdlite import proto, watch
 from etcdlite.limits import Limits
 from etcdlite.storage.layout import DataDamaged
+from etcdlite.storage.steps import finish
 from etcdlite.watch import WatchHub, _Index
 from etcdlite.watch_responses import encode_event
 
@@ -807,6 +808,142 @@ def test_events_in_many_ranges_are_matched_in_steps():
         assert [len(response.events) for response in inbox.take()] == [count] * 20
 
 
+class OneAnswer(Inbox):
+    """A sink that is blocked by each response, until it is read."""
+
+    def send(self, body: bytes) -> None:
+        super().send(body)
+        self.blocked = True
+
+
+def test_watches_of_one_key_from_many_revisions_share_steps_and_memory():
+    """A group for each of them, with all events from its start on, would be a quadratic number."""
+    count = 300
+    member = Member(limits=Limits(match_step_events=20, slice_bytes=1 << 20))
+    member.put(*[b"k"] * count)
+    stream, inbox = member.open()
+    for n in range(count):
+        stream.create(wanted(b"k", start_revision=2 + n))
+    inbox.take()
+    held: list[int] = []
+    send_steps = WatchHub._send_steps
+
+    def counted(hub: Any, batches: Any, *rest: Any) -> Any:
+        held.append(sum(map(len, batches.values())))
+        return send_steps(hub, batches, *rest)
+
+    with mock.patch.object(WatchHub, "_send_steps", counted):
+        assert steps(member.hub) > sum(held) // 20 // watch.MATCHES_PER_EVENT
+    assert max(held) <= (watch.MAX_STARTS + 2) ** 2
+    assert member.store.reads == 1, "what follows a slice that ends early is kept"
+    got: dict[int, list[int]] = {n: [] for n in range(count)}
+    for response in inbox.take():
+        got[response.watch_id] += [event.kv.mod_revision for event in response.events]
+    assert got == {n: list(range(2 + n, count + 2)) for n in range(count)}
+
+
+def test_a_watch_that_begins_in_a_slice_that_has_many_starts_already_misses_nothing():
+    """It arrives between two steps in which the others join."""
+    member = Member(limits=Limits(move_step_watches=1, slice_bytes=1 << 20))
+    member.put(*[b"k"] * 100)
+    stream, inbox = member.open()
+    for n in range(50):
+        stream.create(wanted(b"k", start_revision=2 + 2 * n))
+    for _ in range(60):
+        member.hub.run(lambda: True)
+    late, other = member.open()
+    for n in range(50):
+        late.create(wanted(b"k", start_revision=3 + 2 * n))
+    member.settle()
+    for box, first in ((inbox, 2), (other, 3)):
+        got: dict[int, list[int]] = {n: [] for n in range(50)}
+        for response in box.take():
+            got[response.watch_id] += [event.kv.mod_revision for event in response.events]
+        assert got == {n: list(range(first + 2 * n, 102)) for n in range(50)}
+
+
+def test_the_matches_of_a_large_revision_are_counted_in_steps():
+    member = Member(limits=Limits(max_events_at_once=50, match_step_events=20, slice_matches=100))
+    stream, inbox = member.open()
+    for n in range(15):
+        stream.create(wanted(b"a%02d" % n, b"z"))
+    inbox.take()
+    member.write(*[(b"k%02d" % n, b"v") for n in range(60)])
+    index = member.hub.synced
+    count = sum(
+        1 for _ in index.part_steps(member.store.history, member.hub.limits, random.Random(1))
+    )
+    assert count >= 60 // 2, "two events in 15 ranges fill a step"
+    member.settle()
+    assert [len(response.events) for response in inbox.take()] == [60] * 15
+
+
+def test_nothing_is_matched_for_a_client_that_does_not_read():
+    """Nor for one that is gone: a large revision in many ranges would go on for minutes."""
+    member = Member(limits=Limits(max_events_at_once=50, slice_matches=100, move_step_watches=3))
+    inbox = OneAnswer()
+    stream = member.hub.open(inbox)
+    for n in range(40):
+        stream.create(wanted(b"a%02d" % n, b"z"))
+    inbox.take()
+    inbox.blocked = False
+    with mock.patch.object(watch, "encode_event", mock.Mock(wraps=encode_event)) as encode:
+        member.write(*[(b"k%02d" % n, b"v") for n in range(60)])
+        member.settle()
+        assert encode.call_count == 60
+        (first,) = inbox.take()
+        assert len(first.events) == 60
+    ids = [first.watch_id]
+    while member.hub.slow_watches:
+        inbox.blocked = False
+        stream.wake()
+        member.settle()
+        ids += [response.watch_id for response in inbox.take() if len(response.events) == 60]
+    assert sorted(ids) == list(range(40))
+
+
+def test_groups_that_are_not_sent_to_and_events_that_are_joined_fill_steps_too():
+    member = Member(limits=Limits(max_events_at_once=50, send_step_watches=10))
+    inbox = OneAnswer()
+    stream = member.hub.open(inbox)
+    for n in range(100):
+        stream.create(wanted(b"k%03d" % n))
+    inbox.take()
+    batches = member.hub._match_steps(
+        member.hub.synced, member.store.write(*[(b"k%03d" % n, b"v") for n in range(100)])
+    )
+    groups = finish(batches)
+    assert len(groups) == 100
+    inbox.blocked = True
+    assert sum(1 for _ in member.hub._send_steps(groups, 2, 1000)) >= 100 // 10 - 1
+    inbox.blocked = False
+    many = {group: batch * 10 * watch.EVENTS_PER_SEND for group, batch in groups.items()}
+    assert sum(1 for _ in member.hub._send_steps(many, 2, 1000)) >= 99
+
+
+def test_the_watches_of_many_streams_are_woken_in_steps(member):
+    inboxes = []
+    streams = []
+    for _ in range(1000):
+        stream, inbox = member.open()
+        stream.create(wanted(b"k"))
+        inbox.blocked = True
+        streams.append(stream)
+        inboxes.append(inbox)
+    member.put(b"k")
+    member.settle()
+    for stream, inbox in zip(streams, inboxes, strict=True):
+        inbox.blocked = False
+        stream.wake()
+    left = [1000]
+    while left[-1]:
+        member.hub.run(lambda: True)
+        left.append(sum(len(stream.parked) for stream in streams))
+        assert left[-2] - left[-1] <= member.hub.limits.move_step_watches
+    member.settle()
+    assert all(seen(inbox.take()[1:]) == [(2, b"k")] for inbox in inboxes)
+
+
 def test_a_stream_with_many_watches_is_closed_in_steps(member):
     stream, inbox = member.open()
     for n in range(2000):
@@ -1332,8 +1469,8 @@ class Watching(RuleBasedStateMachine):
     def responses_are_as_promised(self) -> None:
         for reader in getattr(self, "readers", ()):
             reader.read()
-            if not reader.inbox.blocked:
-                assert not reader.stream.parked
+            if not reader.inbox.blocked and reader.stream.parked:
+                assert reader.stream in self.member.hub.waking
 
     @invariant()
     def counts_agree(self) -> None:

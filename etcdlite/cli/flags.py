@@ -56,16 +56,12 @@ class Command(NamedTuple):
         return " ".join(words)
 
 
-def _parse_list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "bool": parse_bool,
     "int": lambda text: parse_int(text, 0),
     "duration": parse_duration_s,
     "string": str,
-    "list": _parse_list,
+    "list": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
 }
 """From the text of a flag to its value. Durations are in seconds."""
 

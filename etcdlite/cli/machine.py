@@ -103,7 +103,11 @@ def look(file: str, is_named: bool) -> Machine | None:
         machine.unseen.append(f"{file} (run as root)")
         return machine
     try:
-        config = load([f"--config={file}"], environ, has_member=_is_member)
+        config = load(
+            [f"--config={file}"],
+            environ,
+            has_member=lambda data_dir: os.path.isdir(f"{_existing(data_dir)}/member"),
+        )
     except ConfigError as error:
         machine.problems, machine.warnings = error.problems, error.warnings
         return machine
@@ -150,10 +154,6 @@ def _environ_of_service(file: str) -> dict[str, str]:
             words += variables.read().split("\0")
     named = dict(word.partition("=")[::2] for word in words)
     return {key: value for key, value in named.items() if key.startswith(("ETCD_", "ETCDLITE_"))}
-
-
-def _is_member(data_dir: str) -> bool:
-    return os.path.isdir(f"{_existing(data_dir)}/member")
 
 
 def _existing(path: str) -> str:

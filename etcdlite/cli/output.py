@@ -397,13 +397,10 @@ def _range_text(permission: Any) -> bytes:
 
 def _simple_role(_: Printer, response: Any, name: str) -> Lines:
     lines: Lines = [f"Role {name}"]
-    for title, kinds in (
-        ("KV Read:", ("READ", "READWRITE")),
-        ("KV Write:", ("WRITE", "READWRITE")),
-    ):
-        lines.append(title)
+    for kind in ("Read", "Write"):
+        lines.append(f"KV {kind}:")
         for permission in response.perm:
-            if _PERMISSION_NAMES.get(permission.permType) in kinds:
+            if kind.upper() in _PERMISSION_NAMES.get(permission.permType, ""):
                 lines.append(b"\t" + _range_text(permission))
     return lines
 

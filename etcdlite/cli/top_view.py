@@ -140,13 +140,10 @@ def _head(view: View) -> list[str]:
             f"{_number(_value(first, 'etcdlite_leases'))} leases",
             f"{_size(first.status.dbSizeInUse)} in use" + (f" of {_size(quota)}" if quota else ""),
         ]
-        return ["  ".join(parts), "  ".join(rates + sizes), *_problems(answering)]
+        found = dict.fromkeys(text.strip() for seen in answering for text in seen.status.errors)
+        problems = [f"! {one_line(text)}" for text in list(found)[:3]]
+        return ["  ".join(parts), "  ".join(rates + sizes), *problems]
     return ["  ".join(parts)]
-
-
-def _problems(answering: Sequence[Seen]) -> list[str]:
-    found = dict.fromkeys(text.strip() for seen in answering for text in seen.status.errors)
-    return [f"! {one_line(text)}" for text in list(found)[:3]]
 
 
 def _members(view: View) -> list[str]:

@@ -480,10 +480,9 @@ class LeaseBase:
         self._stop.set()
         self._stop_keep_alive()
         self._ended.set()
-        try:
+        gone = LeaseNotFound, ConnectionFailed, UnknownOutcome, Timeout, Unavailable, Closed
+        with contextlib.suppress(*gone):  # Or it will be when its time is over.
             yield from self._calls.perform(operations.lease_revoke(self.id))
-        except (LeaseNotFound, ConnectionFailed, UnknownOutcome, Timeout, Unavailable, Closed):
-            pass  # The lease is gone, or will be when its time is over.
 
     def _keep_alive(self, clock: LeaseClock) -> Script[None]:
         wait_s = self.ttl / 3

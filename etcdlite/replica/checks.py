@@ -160,14 +160,6 @@ def _check_time(request: Any) -> None:
         raise _invalid(f"unix_s is {request.unix_s}")
 
 
-def _check_user_role(request: Any) -> None:
-    _check_name(request.role)
-
-
-def _check_own_name(request: Any) -> None:
-    _check_name(request.name)
-
-
 def _check_permission(request: Any) -> None:
     permission = request.perm
     if (
@@ -201,9 +193,9 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Auth.UserAdd": check_user_add,
         "Auth.UserDelete": _check_nothing,
         "Auth.UserChangePassword": check_change_password,
-        "Auth.UserGrantRole": _check_user_role,
+        "Auth.UserGrantRole": lambda request: _check_name(request.role),
         "Auth.UserRevokeRole": _check_nothing,
-        "Auth.RoleAdd": _check_own_name,
+        "Auth.RoleAdd": lambda request: _check_name(request.name),
         "Auth.RoleDelete": _check_nothing,
         "Auth.RoleGrantPermission": _check_permission,
         "Auth.RoleRevokePermission": _check_nothing,
@@ -211,7 +203,7 @@ CHECKS: dict[int, Callable[[Any], None]] = by_number(
         "Log.Publish": check_member,
         "Log.MemberChange": _check_member_change,
         "Log.Checkpoint": _check_checkpoint,
-        "Log.Author": _check_own_name,
+        "Log.Author": lambda request: _check_name(request.name),
         "Log.TokenKey": _check_token_key,
         "Log.Rehash": _check_rehash,
         "Log.ClusterVersion": _check_cluster_version,

@@ -29,6 +29,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -279,10 +280,8 @@ class Reads:
         self._round += 1
         context = self._round.to_bytes(8, "big")
         self._rounds[context] = groups
-        try:
+        with suppress(NotLeader, RequestDropped):  # `tick` or `retry` begins another round.
             self._raft.read_index(context)
-        except (NotLeader, RequestDropped):
-            pass  # `tick` or `retry` begins another round.
 
     def retry(self) -> None:
         """A leader was elected or can be reached again: begin another round at once."""

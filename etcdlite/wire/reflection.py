@@ -146,11 +146,6 @@ def _service(full: str) -> bytes:
     return out
 
 
-def _services(package: str) -> list[str]:
-    names = (method.service for method in _METHODS)
-    return list(dict.fromkeys(name for name in names if name.rpartition(".")[0] == package))
-
-
 def _file(package: str) -> bytes:
     # FileDescriptorProto: 1 name, 2 package, 3 dependency, 4 message_type, 5 enum_type, 6 service,
     # 12 syntax.
@@ -166,8 +161,9 @@ def _file(package: str) -> bytes:
             out += sized(4, _message(name))
         elif "." not in name:
             out += sized(5, _enum(name))
-    for service in _services(package):
-        out += sized(6, _service(service))
+    for service in dict.fromkeys(method.service for method in _METHODS):
+        if service.rpartition(".")[0] == package:
+            out += sized(6, _service(service))
     return out + _text(12, "proto3")
 
 
