@@ -616,6 +616,18 @@ def test_a_member_that_leaves_a_call_unanswered_is_left_for_the_next_endpoint(
         assert client.endpoint == other.endpoint
 
 
+def test_a_member_that_does_not_renew_a_lease_is_left_however_short_the_lease(
+    connect: Connect, server: FakeServer
+) -> None:
+    """A renewal has a third of the TTL: with 5 s, less than a connection has."""
+    server.intercept = lambda _, __, name, ___: IGNORE if name == "Lease.LeaseKeepAlive" else None
+    with FakeServer(server.store) as other:
+        client = connect(server, other)
+        with pytest.raises(Timeout):
+            client.lease_keep_alive_once(7, timeout_s=0.1)
+        assert client.endpoint == other.endpoint
+
+
 # Watches.
 
 

@@ -35,7 +35,7 @@ from etcdlite.client import errors
 from etcdlite.client.connection import PING, Endpoint, Ticket, cause_of, unary_reply
 from etcdlite.client.link import NEVER_S, Broken, Link, Signal
 from etcdlite.client.operations import Op
-from etcdlite.methods import METHOD_BY_NAME, Retry
+from etcdlite.methods import KEEP_ALIVE, METHOD_BY_NAME, Retry
 
 T = TypeVar("T")
 
@@ -282,8 +282,8 @@ class Calls:
             if monotonic() < deadline_s:
                 link.usable()
             elif link.expire(ticket):
-                if timeout_s >= self.dial_timeout_s:
-                    self.leave(link)  # It may be cut off from its cluster.
+                if timeout_s >= self.dial_timeout_s or ticket.method.number == KEEP_ALIVE:
+                    self.leave(link)  # It may be cut off from its cluster, and the lease be short.
                 text = f"{ticket.method.full} was not answered within {timeout_s:g} s"
                 raise error_at(errors.Timeout, link.endpoint, text)
             else:
