@@ -356,6 +356,26 @@ def test_no_leader_is_deposed_on_ordinary_days(seed: int, members: int) -> None:
     assert not calm.is_deposed and calm.disturbances > 5
 
 
+def test_a_leader_hands_over_only_to_a_faster_disk() -> None:
+    """On disks that are all as slow, handing over costs time and helps nobody."""
+    calm = Calm(1)
+    world = calm.world
+    world.sync_s, world.quick_saves = (0.7, 0.7), 0.0
+    with world.isolated():
+        for _ in range(5):
+            for node in calm.nodes:
+                calm.put(node)
+                world.run(2.8)
+        # Another disk is faster when it syncs two entries together by chance.
+        assert calm.handed_over <= 3 and calm.client.answers == 15
+        before, leader = calm.handed_over, world.leader
+        for node in calm.nodes:
+            node.sync_factor = 1.0 if node is leader else 0.001
+        calm.put(leader)
+        world.run(2.8)
+    assert calm.handed_over == before + 1 and world.leader not in (leader, None)
+
+
 def test_a_shorter_margin_would_depose_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspicion, "MARGIN_S", 0.2)
     monkeypatch.setattr(suspicion, "MARGIN_HEARTBEATS", 2.0)

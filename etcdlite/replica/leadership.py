@@ -312,14 +312,14 @@ class Leadership:
                 session.fail(request_id, method, error("TimeoutDueToLeaderFail"))
 
     def hand_over_if_slow(self, now: float, unsynced_since: float) -> None:
-        """Hand over to another voter in contact, if a write to the disk has been pending since
-        `unsynced_since` for half an election timeout. Only the leader calls this."""
+        """Hand over to a voter in contact whose disk has what this one has not, if a write has been
+        pending since `unsynced_since` for half an election timeout. Only the leader calls this."""
         if now - unsynced_since < self._election_timeout_s / 2:
             return
         if now - self._handed_over_at < 2 * self._election_timeout_s:
             return
         transferee = self._best_transferee()
-        if transferee:
+        if transferee and self._raft.progress[transferee].match > self._raft.log.stable:
             self._handed_over_at = now
             log.warn(
                 "the disk is slow; handing leadership over",

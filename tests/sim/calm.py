@@ -98,8 +98,11 @@ class Calm:
         world = self.world
         world.at(world.rng.expovariate(PUTS_PER_S), self._put)
         node = world.rng.choice(self.nodes)
-        if node.is_paused:
-            return
+        if not node.is_paused:
+            self.put(node)
+
+    def put(self, node: Node) -> None:
+        """Let a client of this member put a key."""
         self._puts += 1
         method = methods.METHOD_BY_NAME["KV.Put"]
         request = proto.PutRequest(key=b"k%d" % (self._puts % 50), value=b"v" * 50)
