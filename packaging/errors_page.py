@@ -114,7 +114,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "PermissionNotGranted": "The role has no such permission; name the range that was granted.",
         "AuthNotEnabled": "`etcdlite-ctl auth enable`.",
         "InvalidAuthToken": "Log in again. Clients do it by themselves.",
-        "InvalidAuthMgmt": "Authentication needs the user and the role `root`. Disable it first, or leave them.",
+        "InvalidAuthMgmt": "Authentication needs the user and the role `root`: disable it first, or leave them. Or the range of a new permission is empty: its end must come after its key.",
         "AuthOldRevision": "Users or roles changed during a long read: repeat it. Or they changed after a JSON Web Token was issued: log in again.",
     },
     "Downgrades": {
