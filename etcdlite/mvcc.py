@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 from zlib import crc32
 
 from etcdlite import memory
@@ -105,6 +106,8 @@ class Store:
         """The oldest etcdlite that can open the data directory, as the checkpoint on disk says."""
         self.compaction: Iterator[int] | None = None
         """The pending compaction, for `compact_step`."""
+        self.leftovers: list[list[Any]] = []
+        """Large lists that nothing needs any more, for maintenance to free in steps."""
         self.uncleanable: set[int] = set()
         """Segments that cleaning leaves alone, because a record in them is damaged."""
         self._first_location = 0
@@ -357,6 +360,11 @@ class Store:
         if revision <= self.compacted:
             return None
         return self.get(key, revision - 1)
+
+    def leave(self, items: list[Any]) -> None:
+        """The caller, perhaps a read that is given up, does not need this list any more."""
+        if len(items) > self.limits.sort_step_items:
+            self.leftovers.append(items)
 
     def check_revision(self, revision: int) -> None:
         """Raise Compacted or FutureRev unless the state as of `revision` can be read (0: now)."""

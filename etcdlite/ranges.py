@@ -65,10 +65,12 @@ def decode_range(buf: bytes, pos: int = 0, end: int | None = None) -> proto.Rang
 class _Answer:
     """An answer that is being read. Its records may have `limit_bytes` at most."""
 
-    __slots__ = ("_limit_bytes", "_limits", "pieces", "size_bytes")
+    __slots__ = ("_limit_bytes", "_limits", "pieces", "ranked", "size_bytes")
 
     def __init__(self, head: bytes, limit_bytes: int, limits: Limits) -> None:
         self.pieces = [head]
+        self.ranked: list[tuple[Any, bytes]] = []
+        """(rank, key) of what is to be sorted."""
         self.size_bytes = 0
         """Of the records."""
         self._limit_bytes = limit_bytes
@@ -217,13 +219,13 @@ def range_steps(
         revision = store.revision
     if limit_bytes is None:
         limit_bytes = store.limits.max_answer_bytes
+    answer = _Answer(head, limit_bytes, store.limits)
     store.pinned.append(revision)
     try:
         if request.count_only:
             whole = key_range(request.key, request.range_end)
             count = yield from _count_steps(store, *whole, revision)
             return head + _tail(False, count)
-        answer = _Answer(head, limit_bytes, store.limits)
         read = _listed_steps if _order(request) in ("", "key") else _sorted_steps
         count, found = yield from read(store, request, revision, answer)
         answer.pieces.append(_tail(0 < request.limit < found, count))
@@ -232,6 +234,7 @@ def range_steps(
         return b"".join(answer.pieces)
     finally:
         store.pinned.remove(revision)
+        store.leave(answer.ranked)
 
 
 def size_steps(
@@ -285,7 +288,7 @@ def _sorted_steps(
     # As in etcd, a sort target without a direction sorts only what the limit lets through.
     room = _NO_LIMIT if bounds or request.sort_order else limit + 1
     count = found = ranked_bytes = 0
-    ranked: list[tuple[Any, bytes]] = []
+    ranked = answer.ranked
     entries: list[Any]
     cursor: bytes | None
     cursor, end = key_range(request.key, request.range_end)
@@ -312,11 +315,11 @@ def _sorted_steps(
         if limit <= limits.sort_step_items and len(ranked) >= 2 * limit + limits.sort_step_items:
             # No more than the limit counts. The sort is stable, so equal ranks stay in key order.
             descends = request.sort_order == proto.RangeRequest.DESCEND
-            ranked = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
+            ranked[:] = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
         answer.check(ranked_bytes)
         if cursor is not None:
             yield
-    yield from _append_ranked(store, request, revision, ranked, answer)
+    yield from _append_ranked(store, request, revision, answer)
     return count, found
 
 
@@ -355,18 +358,15 @@ def _without_values(entries: list[Any]) -> list[bytes]:
 
 
 def _append_ranked(
-    store: Store,
-    request: proto.RangeRequest,
-    revision: int,
-    ranked: list[tuple[Any, bytes]],
-    answer: _Answer,
+    store: Store, request: proto.RangeRequest, revision: int, answer: _Answer
 ) -> Generator[None, None, None]:
-    """Sort (rank, key), append the records to `answer`, up to the limit, and empty `ranked`."""
+    """Sort what is ranked, and append the records, up to the limit."""
     limits = store.limits
     limit = request.limit if request.limit > 0 else _NO_LIMIT
     descends = request.sort_order == proto.RangeRequest.DESCEND
-    ordered = yield from sort_steps(ranked, itemgetter(0), descends, limits)
-    ranked.clear()  # The caller holds the list, too, and would free all items at once.
+    ordered = yield from sort_steps(answer.ranked, itemgetter(0), descends, limits)
+    store.leave(answer.ranked)
+    answer.ranked = ordered
     ordered.reverse()
     kvs: list[bytes] = []
     size = 0
@@ -386,9 +386,6 @@ def _append_ranked(
             kvs.clear()
             yield
     answer.add(kvs)
-    while ordered:  # Freeing many takes time, too.
-        del ordered[-limits.sort_step_items :]
-        yield
 
 
 def _count_steps(

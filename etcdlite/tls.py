@@ -229,7 +229,10 @@ class TLSChannel(Channel):
             if records > len(parts) - count:
                 self._count_empty(records - (len(parts) - count))
         if self._may_be_empty < MAX_EMPTY_RECORDS:
-            self._count_content(parts)
+            self._content_bytes += sum(map(len, parts))
+            if self._content_bytes > REFILL_BYTES:
+                self._content_bytes = 0
+                self._may_be_empty = MAX_EMPTY_RECORDS
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _next_piece(self, data: bytes, begin: int) -> tuple[int, int]:
@@ -271,12 +274,6 @@ class TLSChannel(Channel):
         self._may_be_empty -= records
         if self._may_be_empty < 0 or self._outgoing.pending > MAX_OUTPUT_BYTES:
             raise ChannelError("it sends too many records without content")
-
-    def _count_content(self, parts: list[bytes]) -> None:
-        self._content_bytes += sum(map(len, parts))
-        if self._content_bytes > REFILL_BYTES:
-            self._content_bytes = 0
-            self._may_be_empty = MAX_EMPTY_RECORDS
 
     @property
     def held_bytes(self) -> int:

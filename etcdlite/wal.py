@@ -616,7 +616,10 @@ class _Recovery:
                 data = file.pread(header.segment_bytes, 0)
                 torn_end = self._replay(wal, data, path, last=name == self._names[-1])
             assert wal is not None and file is not None
-            self._check_complete(wal)
+            index = wal.snapshot[0] + 1
+            if index <= wal.last_index and not (self._entries and self._entries[0].index <= index):
+                why = f"the segments before it, with entry {index}, are missing"
+                raise WALDamaged(wal.segments[0].path, 0, why)
             wal.sync_enabled = sync_enabled
             torn = None
             if torn_end:
@@ -672,13 +675,6 @@ class _Recovery:
         state = wal._metadata, wal._salt, wal._chain, wal._frame_sequence, wal.last_index
         if header[2:] != (*state, wal.snapshot, wal.hard_state):
             raise WALDamaged(path, 0, "the segment does not continue the one before it")
-
-    def _check_complete(self, wal: WAL) -> None:
-        """Raise WALDamaged if an entry after the snapshot is in none of the segments."""
-        index = wal.snapshot[0] + 1
-        if index <= wal.last_index and not (self._entries and self._entries[0].index <= index):
-            path = wal.segments[0].path
-            raise WALDamaged(path, 0, f"the segments before it, with entry {index}, are missing")
 
     def _replay(self, wal: WAL, data: bytes, path: str, last: bool) -> int:
         """Apply the frames of a segment, and leave `wal` at the end of the last good one.

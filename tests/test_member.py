@@ -917,6 +917,20 @@ def test_a_snapshot_frees_the_data_that_it_replaces_in_steps(rig: MemberRig) -> 
     assert not old.index.heads.blocks and not old.index.past.blocks
 
 
+def test_what_a_read_leaves_is_freed_in_steps(rig: MemberRig) -> None:
+    store = rig.member.state.store
+    few, many = [b""] * 10, [b""] * 5000
+    store.leave(few)
+    store.leave(many)
+    assert store.leftovers == [many], "few are freed at once"
+    rig.member.maintenance.tick(rig.now)
+    left = [len(many)]
+    while left[-1]:
+        rig.member.maintenance.run(lambda: True)
+        left.append(len(many))
+    assert len(set(left)) == 6 and store.leftovers == []
+
+
 def test_reads_are_served_while_writes_never_cease() -> None:
     rig = BigSegments()
     rig.settle()

@@ -134,6 +134,9 @@ class Maintenance:
 
     def _next_job(self) -> Job | None:
         store = self._state.store
+        if store.leftovers:
+            leftovers, store.leftovers = store.leftovers, []
+            return discard(leftovers)
         if self._waiting_defragment:
             return self._defragment()
         if self._ticked_at < self._next_job_at:

@@ -80,6 +80,9 @@ def sort_steps(
     while piece := list(islice(merged, limits.merge_step_items)):
         result += piece
         yield
+    while len(runs) > 32:  # To free them takes time, too.
+        del runs[-32:]
+        yield
     return result
 
 

@@ -206,10 +206,6 @@ def is_well_formed(headers: Headers) -> bool:
     return all(pseudo.get(name) for name in (b":method", b":scheme", b":path"))
 
 
-def are_well_formed_trailers(headers: Headers) -> bool:
-    return all(field[0][:1] != b":" and _is_well_formed_field(field) for field in headers)
-
-
 def _is_well_formed_field(field: hpack.Field) -> bool:
     name, value = field
     if not _VALUE.fullmatch(value):
@@ -597,9 +593,9 @@ class Connection(Session):
         if stream is None:
             return
         # A cached block is that of a request, with pseudo-headers, so it cannot be trailers.
-        if not flags & END_STREAM or headers is None or not are_well_formed_trailers(headers):
+        if not flags & END_STREAM or headers is None or stream.content_length:
             raise StreamFault(stream_id, PROTOCOL_ERROR)
-        if stream.content_length:
+        if not all(field[0][:1] != b":" and _is_well_formed_field(field) for field in headers):
             raise StreamFault(stream_id, PROTOCOL_ERROR)
         self._step_stream(stream_id, ON_END)
         self.ended(stream)
