@@ -390,9 +390,9 @@ def _delete_steps(
         while cursor is not None and reading.goes_on:
             records, cursor = store.index.scan(cursor, end, None, step_keys, step_bytes)
             try:
-                for location, length in records:
-                    parts += (b"\x1a" + varint(length), store.data.read(location, length))
-                    reading.count(length)
+                kvs = store.data.read_all(records)
+                parts.append(b"".join([b"\x1a" + varint(len(kv)) + kv for kv in kvs]))
+                reading.count(sum(map(len, kvs)))
             except DataDamaged as damage:
                 reading.fail(damage)
             yield

@@ -365,6 +365,26 @@ def test_no_step_of_a_sorted_range_frees_much_however_it_ends(target: int, end: 
     assert most < 2 * LIMITS.sort_step_items
 
 
+def test_the_previous_values_of_a_large_delete_are_joined_as_they_are_read() -> None:
+    """So its end does not free two pieces for each key."""
+    store = new()
+    for number in range(5000):
+        store.put(b"k%05d" % number, b"v", 0)
+    store.end_revision()
+    request = proto.DeleteRangeRequest(key=b"k", range_end=b"l", prev_kv=True)
+    steps, most, answer = txn.delete_range_steps(store, request), 0, None
+    while answer is None:
+        before = sys.getallocatedblocks()
+        try:
+            next(steps)
+        except StopIteration as done:
+            answer = done.value
+        most = max(most, before - sys.getallocatedblocks())
+    response = proto.DeleteRangeResponse.decode(answer)
+    assert [kv.key for kv in response.prev_kvs] == [b"k%05d" % number for number in range(5000)]
+    assert most < 2000
+
+
 def test_joining_in_steps_is_joining() -> None:
     large = [b"a" * LIMITS.step_bytes] * 3
     for pieces in ([], [b"a"], large, [b"ab"] * 5000, [b"", b"x" * 9, b""]):
