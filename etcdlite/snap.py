@@ -31,7 +31,7 @@ import os
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Protocol
@@ -143,6 +143,13 @@ class Image:
             self._digest.update(part[new:] if new else part)
             self._digested = offset + len(part)
         return part
+
+    def parts(self) -> Iterator[bytes]:
+        """All of it. Raises OSError."""
+        offset = 0
+        while part := self.read(offset):
+            offset += len(part)
+            yield part
 
     def close(self) -> None:
         for file in self._files:

@@ -6,7 +6,8 @@ Each class is one kind of call (`calls.py`). To add a kind, add a class to `CALL
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -243,47 +244,58 @@ class KeepAliveCall(Call):
             self.end()
 
 
-def snapshot_parts(member: Member) -> Iterator[bytes]:
-    """The snapshot as encoded SnapshotResponses. Raises EtcdError DataLoss if a file cannot be
-    read."""
+@contextmanager
+def _sending(member: Member, what: str) -> Iterator[None]:
+    """Measures the time to send a backup. Raises EtcdError DataLoss if a file cannot be read."""
     began = member.clock()
-    header = member.identity.header(member.state.store.revision)
-    image: Image | None = None
     try:
-        image = Image(member.state.store, member.identity.cluster_id, member.identity.member_id)
-        sent_bytes = 0
-        while part := image.read(sent_bytes):
-            sent_bytes += len(part)
-            response = proto.SnapshotResponse(
-                remaining_bytes=image.size_bytes - sent_bytes, blob=part, version=ETCD_API_VERSION
-            )
-            yield header + response.encode()
-        member.metrics.snapshot_s.observe(member.clock() - began)
+        yield
     except (OSError, DataDamaged) as failure:
-        text = f"etcdlite: cannot read the snapshot; ask another member: {failure}"
+        text = f"etcdlite: cannot read the {what}; ask another member: {failure}"
         raise EtcdError(DATA_LOSS, text) from failure
-    finally:
-        if image is not None:
-            image.close()
+    member.metrics.snapshot_s.observe(member.clock() - began)
+
+
+def _responses(
+    header: bytes, version: str, left_bytes: int, parts: Iterable[bytes | None]
+) -> Iterator[bytes | None]:
+    """The encoded SnapshotResponses with these parts; an empty one and None are passed on."""
+    for part in parts:
+        if not part:
+            yield part
+            continue
+        left_bytes -= len(part)
+        response = proto.SnapshotResponse(remaining_bytes=left_bytes, blob=part, version=version)
+        yield header + response.encode()
+
+
+def snapshot_parts(member: Member) -> Iterator[bytes | None]:
+    """The snapshot as encoded SnapshotResponses. Raises as `_sending`."""
+    identity, store = member.identity, member.state.store
+    header = identity.header(store.revision)
+    with (
+        _sending(member, "snapshot"),
+        closing(Image(store, identity.cluster_id, identity.member_id)) as image,
+    ):
+        yield from _responses(header, ETCD_API_VERSION, image.size_bytes, image.parts())
 
 
 def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[bytes | None]:
     """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. After
-    None, go on when `resume` was called. Raises EtcdError DataLoss if a file cannot be read,
-    Unavailable if the store was replaced."""
+    None, go on when `resume` was called. Raises as `_sending`, and EtcdError Unavailable if the
+    store was replaced."""
     from etcdlite.etcd_backup import VERSION, EtcdImage
 
     while member.is_applying:
         yield b""
-    began = member.clock()
     store = member.state.store
     header = member.identity.header(store.marked_revision)
-    image: EtcdImage | None = None
-    writer: Any = None
-    try:
+    with _sending(member, "data"), ExitStack() as opened:
         image = EtcdImage(store)
-        if member.start_writer is not None:
-            writer = member.start_writer(image, resume)
+        opened.callback(image.close)
+        writer: Any = member.start_writer and member.start_writer(image, resume)
+        if writer is not None:
+            opened.callback(writer.close)
         for _ in image.prepare_steps():
             yield b""
             if member.state.store is not store:
@@ -295,23 +307,8 @@ def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[by
                 why="etcd does not know the argon2id hashes of their passwords",
                 next="set their passwords again in etcd; see docs/etcd-backups.md",
             )
-        left = image.size_bytes
-        for part in image.parts() if writer is None else writer.parts(image):
-            if not part:
-                yield part
-                continue
-            left -= len(part)
-            response = proto.SnapshotResponse(remaining_bytes=left, blob=part, version=VERSION)
-            yield header + response.encode()
-        member.metrics.snapshot_s.observe(member.clock() - began)
-    except (OSError, DataDamaged) as failure:
-        text = f"etcdlite: cannot read the data; ask another member: {failure}"
-        raise EtcdError(DATA_LOSS, text) from failure
-    finally:
-        if writer is not None:
-            writer.close()
-        if image is not None:
-            image.close()
+        parts = image.parts() if writer is None else writer.parts(image)
+        yield from _responses(header, VERSION, image.size_bytes, parts)
 
 
 BACKUP_MODULES = ("hashlib", "etcdlite.etcd_backup", "etcdlite.backup_process")
