@@ -326,7 +326,7 @@ def counted(lone: LoneMember) -> dict[str, int]:
         "bytes of reads": reads._large_bytes,
         "hashes": len(reads.background),
         "streamed answers": len(reads.streamed),
-        "queues": len(locks._queues(member)),
+        "queues": len(locks._shared(member).queues),
     }
 
 

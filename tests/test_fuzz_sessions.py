@@ -315,7 +315,7 @@ def check_all_is_given_back(fuzz: Fuzz) -> None:
     assert member.backups_under_way == 0
     assert not member.reads.streamed and not member.reads._lines and not member.access._rechecks
     assert not member.logins.are_under_way
-    assert not locks._queues(member) and not locks._PLACES.get(member)
+    assert not locks._shared(member).queues and not locks._shared(member).places
 
 
 @ROUNDS

@@ -194,7 +194,7 @@ class Story:
             assert not [key for key in heads if key[:5] in (b"door/", b"post/")]
         for caller in self.callers:
             member = self.node(caller).member
-            assert not locks._PLACES.get(member) and not locks._QUEUES.get(member)
+            assert not locks._shared(member).places and not locks._shared(member).queues
             assert not len(caller.calls)
 
 

@@ -145,8 +145,9 @@ class _Queue(OwnRequester):
             self._waiting.remove(item)
         if not self._calls:
             self._close()
-            if _queues(self._member).get(self._prefix) is self:
-                del _queues(self._member)[self._prefix]
+            queues = _shared(self._member).queues
+            if queues.get(self._prefix) is self:
+                del queues[self._prefix]
 
     def _turn(self) -> int:
         """The turn of all that wait with a revision up to this one has come."""
@@ -226,7 +227,7 @@ class _Queue(OwnRequester):
         if self._page_revision and failure.name == "Compacted":
             self._read()
             return
-        _queues(self._member).pop(self._prefix, None)
+        _shared(self._member).queues.pop(self._prefix, None)
         self._failure = failure
         self._wake()
 
@@ -272,20 +273,59 @@ class _Place:
         self.gives_back = False
         """One of these calls created the key and none was answered: the last one deletes it."""
 
+    def stood(self, placed: Any) -> tuple[int, bytes | None]:
+        """Take in the answer to `_stand`. Returns the create_revision of the key, and the value of
+        a key that was read, and not written."""
+        if placed.succeeded:
+            self.gives_back = True
+            self.written = placed.header.revision
+            return self.written, None
+        found = placed.responses[0].response_txn
+        (answer,) = found.responses
+        is_held = found.succeeded
+        kv = answer.response_range.kvs[0] if is_held else answer.response_put.prev_kv
+        # Another member that wrote the key in between may have answered it.
+        self.gives_back &= kv.mod_revision == self.written
+        self.written = kv.mod_revision if is_held else placed.header.revision
+        return kv.create_revision, kv.value if is_held else None
 
-_PLACES: WeakKeyDictionary[Member, dict[bytes, _Place]] = WeakKeyDictionary()
-"""The places of a member's calls that are not answered yet, by key."""
 
-_HELD: WeakKeyDictionary[Member, dict[int, int]] = WeakKeyDictionary()
-"""The create_revisions of the keys that a member answered last, by the keys' hashes. A call that
-finds such a key changes nothing, as in etcd."""
+class _Shared:
+    """What the calls of one member share."""
 
-_QUEUES: WeakKeyDictionary[Member, dict[bytes, _Queue]] = WeakKeyDictionary()
+    def __init__(self) -> None:
+        self.places: dict[bytes, _Place] = {}
+        """The places of the calls that are not answered yet, by key."""
+        self.held: dict[int, int] = {}
+        """The create_revisions of the keys that were answered last, by the keys' hashes. A call
+        that finds such a key changes nothing, as in etcd."""
+        self.queues: dict[bytes, _Queue] = {}
+        """The queues in which calls wait, by prefix."""
+
+    def enter(self, key: bytes) -> _Place:
+        place = self.places.setdefault(key, _Place())
+        place.calls += 1
+        return place
+
+    def leave(self, key: bytes) -> None:
+        place = self.places[key]
+        place.calls -= 1
+        if not place.calls:
+            del self.places[key]
+
+    def hold(self, key: bytes, create_revision: int) -> None:
+        """A call is answered that it has the key."""
+        self.held.pop(hash(key), None)
+        self.held[hash(key)] = create_revision
+        if len(self.held) > MAX_HELD:
+            del self.held[next(iter(self.held))]
 
 
-def _queues(member: Member) -> dict[bytes, _Queue]:
-    """The queues in which calls of this member wait, by prefix."""
-    return _QUEUES.setdefault(member, {})
+_SHARED: WeakKeyDictionary[Member, _Shared] = WeakKeyDictionary()
+
+
+def _shared(member: Member) -> _Shared:
+    return _SHARED.setdefault(member, _Shared())
 
 
 class _EventSink:
@@ -555,28 +595,15 @@ class _QueueCall(_ScriptedCall):
         if not mine.lease:
             mine.lease = (yield _grant()).ID
         mine.key = prefix + b"%x" % mine.lease
-        places = _PLACES.setdefault(self.member, {})
-        held = _HELD.setdefault(self.member, {})
-        place = places.setdefault(mine.key, _Place())
-        place.calls += 1
+        shared = _shared(self.member)
+        place = shared.enter(mine.key)
         try:
-            placed = yield _stand(prefix, mine, value, held.get(hash(mine.key), -1))
-            first, queue = placed.responses
+            placed = yield _stand(prefix, mine, value, shared.held.get(hash(mine.key), -1))
             header = placed.header
-            if placed.succeeded:
-                place.gives_back = True
-                place.written = mine.rev = header.revision
-            else:
-                (answer,) = first.response_txn.responses
-                is_held = first.response_txn.succeeded
-                found = answer.response_range.kvs[0] if is_held else answer.response_put.prev_kv
-                mine.rev = found.create_revision
-                # Another member that wrote the key in between may have answered it.
-                place.gives_back &= found.mod_revision == place.written
-                place.written = found.mod_revision if is_held else header.revision
-                if is_held and value is not None and found.value != value:
-                    yield from _proclaim(mine, value, mine.lease)
-            if queue.response_range.count > 1:
+            mine.rev, found = place.stood(placed)
+            if value is not None and found not in (None, value):
+                yield from _proclaim(mine, value, mine.lease)
+            if placed.responses[1].response_range.count > 1:
                 yield _Wait(prefix, mine.rev)
                 now = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
                 if not now.kvs or now.kvs[0].create_revision != mine.rev:
@@ -584,32 +611,30 @@ class _QueueCall(_ScriptedCall):
                 header = now.header
             if not self._is_over:
                 place.gives_back = False
-                held.pop(hash(mine.key), None)
-                held[hash(mine.key)] = mine.rev
-                if len(held) > MAX_HELD:
-                    del held[next(iter(held))]
+                shared.hold(mine.key, mine.rev)
             yield self.won(mine, placed.header, header)
         except (GeneratorExit, EtcdError):
-            if not request.lease:
-                revoke = proto.LeaseRevokeRequest(ID=mine.lease)
-                self.member.writes.propose_message(None, 0, LEASE_REVOKE, revoke)
-            elif place.calls == 1 and (
-                place.gives_back or (self._queue is not None and self._queue.is_behind(mine.rev))
-            ):
-                # Without waiting for the outcome.
-                compare = proto.Compare(
-                    target=proto.Compare.MOD, key=mine.key, mod_revision=place.written
-                )
-                delete = proto.TxnRequest(compare=[compare], success=[_delete(mine.key)])
-                self.member.writes.propose_message(None, 0, TXN, delete)
+            self._give_back(place, mine, made_lease=not request.lease)
             raise
         finally:
-            place.calls -= 1
-            if not place.calls:
-                del places[mine.key]
+            shared.leave(mine.key)
+
+    def _give_back(self, place: _Place, mine: proto.LeaderKey, made_lease: bool) -> None:
+        """The call ends without an answer: revoke the lease that it made, or delete the key if no
+        other call needs it. Without waiting for the outcome."""
+        propose = partial(self.member.writes.propose_message, None, 0)
+        if made_lease:
+            propose(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=mine.lease))
+            return
+        is_behind = self._queue is not None and self._queue.is_behind(mine.rev)
+        if place.calls == 1 and (place.gives_back or is_behind):
+            compare = proto.Compare(
+                target=proto.Compare.MOD, key=mine.key, mod_revision=place.written
+            )
+            propose(TXN, proto.TxnRequest(compare=[compare], success=[_delete(mine.key)]))
 
     def _join(self, place: _Wait) -> bool:
-        queues = _queues(self.member)
+        queues = _shared(self.member).queues
         queue = queues.get(place.prefix)
         if queue is None:
             queue = queues[place.prefix] = _Queue(self.member, place.prefix)
