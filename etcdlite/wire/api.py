@@ -230,8 +230,9 @@ def _time_to_live(member: Member, received: Received, is_current: bool = False) 
             _once_current(member, received, partial(_time_to_live, member, received, True))
         return
     auth = member.state.auth
+    ask = partial(_ask_leader, member, received, _time_to_live)
     if not auth.enabled:
-        _ask_leader(member, received, received.answer, _time_to_live)
+        ask(received.answer)
         return
 
     def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
@@ -253,23 +254,31 @@ def _time_to_live(member: Member, received: Received, is_current: bool = False) 
         except proto.DecodeError:
             received.answer(EtcdError(*UNREADABLE))
 
-    received.admit(member, partial(_ask_leader, member, received, answered, _time_to_live))
+    received.admit(member, partial(ask, answered))
 
 
 def _ask_leader(
-    member: Member, received: Received, answered: Done, handle: Callable[[Member, Received], None]
+    member: Member, received: Received, handle: Callable[[Member, Received], None], answered: Done
 ) -> None:
     """Have the leader answer a request. If this member becomes the leader, `handle` does it."""
     if member.is_learner:
         raise error("NotSupportedForLearner")
+    again = partial(received.then(partial(handle, member, received)), None)
+    _ask(member, received.method, received.frame[FRAME_HEADER_BYTES:], answered, again)
+
+
+def _ask(
+    member: Member, method: int, body: bytes, answered: Done, again: Callable[[], None]
+) -> None:
+    """Ask the leader. If this member becomes the leader, `again` is called."""
 
     def done(answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
-            received.then(partial(handle, member, received))(None)
+            again()
         else:
             answered(answer)
 
-    member.questions.ask(received.method, received.frame[FRAME_HEADER_BYTES:], done)
+    member.questions.ask(method, body, done)
 
 
 def _on_leader(
@@ -279,7 +288,7 @@ def _on_leader(
     if member.leads:
         handle(member, received)
     else:
-        _ask_leader(member, received, received.answer, partial(_on_leader, handle))
+        _ask_leader(member, received, partial(_on_leader, handle), received.answer)
 
 
 def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
@@ -420,9 +429,7 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
         if member.is_learner:
             done(error("NotSupportedForLearner"))
         else:
-            member.questions.ask(
-                methods.KEEP_ALIVE, body, partial(_leader_kept_alive, member, body, done)
-            )
+            _ask(member, methods.KEEP_ALIVE, body, done, partial(keep_alive, member, body, done))
     elif member.needs_no_round and not member.leases.is_checkpointed(renewal[0]):
         done(_renew(member, *renewal))
     else:
@@ -481,13 +488,6 @@ def _checkpoint_reset(member: Member, body: bytes, done: Done, answer: bytes | E
         done(answer)
     else:
         keep_alive(member, body, done)
-
-
-def _leader_kept_alive(member: Member, body: bytes, done: Done, answer: bytes | EtcdError) -> None:
-    if isinstance(answer, EtcdError) and answer.name == "LeaderChanged":
-        keep_alive(member, body, done)  # This member leads now.
-    else:
-        done(answer)
 
 
 _ACTIONS = {
