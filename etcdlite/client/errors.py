@@ -140,15 +140,9 @@ class Compacted(EtcdliteError):
     compact_revision: int
     """The oldest revision that is left; 0 if unknown."""
 
-    def __init__(
-        self,
-        code: int | None = _etcd.OUT_OF_RANGE,
-        text: str | None = None,
-        endpoint: str = "",
-        *,
-        compact_revision: int = 0,
-    ) -> None:
-        super().__init__(code, text, endpoint)
+    def __init__(self, *about: Any, compact_revision: int = 0, **more: Any) -> None:
+        """`about` and `more` as for any EtcdliteError."""
+        super().__init__(*about, **more)
         self.compact_revision = compact_revision
 
 
