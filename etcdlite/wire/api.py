@@ -536,50 +536,39 @@ _HANDLERS: dict[int, Handler] = {
     methods.TXN: _txn,
     methods.HASH: _read_now,
 }
+_BY_ROUTE = {methods.Route.WRITE: _propose, methods.Route.READ: _read}
+_BY_METHOD = {
+    methods.METHOD_BY_NAME[full].number: handle
+    for full, handle in {
+        "Lease.LeaseGrant": _lease_grant,
+        "Lease.LeaseTimeToLive": _time_to_live,
+        "Cluster.MemberAdd": _member_change,
+        "Cluster.MemberRemove": _member_change,
+        "Cluster.MemberUpdate": _member_change,
+        "Cluster.MemberList": _member_list,
+        "Cluster.MemberPromote": _member_change,
+        "Maintenance.Alarm": _alarm,
+        "Maintenance.Status": _status,
+        "Maintenance.Defragment": lambda member, received: member.maintenance.defragment(
+            *received[:3]
+        ),
+        "Maintenance.HashKV": _hash_kv,
+        "Maintenance.MoveLeader": _move_leader,
+        "Maintenance.Downgrade": _downgrade,
+        "Auth.AuthEnable": _auth_enable,
+        "Auth.Authenticate": _authenticate,
+        "Auth.UserAdd": _user_add,
+        "Auth.UserChangePassword": _change_password,
+        "Auth.RotateKey": _rotate_key,
+    }.items()
+}
+"""What a method needs beside what its route says."""
+
 _HANDLERS |= {
-    number: _handler(handle, number in _CHECKED)
-    for number, handle in methods.by_number(
-        methods.UNARY - _HANDLERS.keys(),
-        {
-            "KV.Compact": _propose,
-            "Lease.LeaseGrant": _lease_grant,
-            "Lease.LeaseRevoke": _propose,
-            "Lease.LeaseTimeToLive": _time_to_live,
-            "Lease.LeaseLeases": _read,
-            "Cluster.MemberAdd": _member_change,
-            "Cluster.MemberRemove": _member_change,
-            "Cluster.MemberUpdate": _member_change,
-            "Cluster.MemberList": _member_list,
-            "Cluster.MemberPromote": _member_change,
-            "Maintenance.Alarm": _alarm,
-            "Maintenance.Status": _status,
-            "Maintenance.Defragment": lambda member, received: member.maintenance.defragment(
-                *received[:3]
-            ),
-            "Maintenance.HashKV": _hash_kv,
-            "Maintenance.MoveLeader": _move_leader,
-            "Maintenance.Downgrade": _downgrade,
-            "Auth.AuthEnable": _auth_enable,
-            "Auth.AuthDisable": _propose,
-            "Auth.AuthStatus": _read,
-            "Auth.Authenticate": _authenticate,
-            "Auth.UserAdd": _user_add,
-            "Auth.UserGet": _read,
-            "Auth.UserList": _read,
-            "Auth.UserDelete": _propose,
-            "Auth.UserChangePassword": _change_password,
-            "Auth.UserGrantRole": _propose,
-            "Auth.UserRevokeRole": _propose,
-            "Auth.RoleAdd": _propose,
-            "Auth.RoleGet": _read,
-            "Auth.RoleList": _read,
-            "Auth.RoleDelete": _propose,
-            "Auth.RoleGrantPermission": _propose,
-            "Auth.RoleRevokePermission": _propose,
-            "Auth.RotateKey": _rotate_key,
-            "History.Timeline": _read,
-        },
-    ).items()
+    number: _handler(
+        _BY_METHOD.get(number) or _BY_ROUTE[methods.METHODS[number].route], number in _CHECKED
+    )
+    for number in methods.UNARY - _HANDLERS.keys()
 }
 
 HANDLERS = {number: (handler, _decoder(number)) for number, handler in _HANDLERS.items()}
