@@ -192,6 +192,15 @@ class Config(NamedTuple):
         return _CLUSTER_FLAGS.isdisjoint(self.sources)
 
     @property
+    def listeners(self) -> list[tuple[str, str]]:
+        """The URLs to listen on, each with its flag."""
+        return [
+            (flag, url)
+            for flag in _LISTEN_FLAGS
+            for url in getattr(self, flags.FLAGS[flag].attribute)
+        ]
+
+    @property
     def own_files(self) -> set[str]:
         """Paths of the configuration file and the logs, which may be in the data directory."""
         # Sources are written "PATH: KEY" if they are the configuration file.

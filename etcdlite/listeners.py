@@ -83,20 +83,13 @@ class Listeners:
 
     def open(self) -> None:
         """Listen on all configured addresses without accepting yet. Raises StartError."""
-        settings = self._settings
-        for purpose, urls in (
-            (CLIENTS, settings.listen_client_urls),
-            (PEERS, settings.listen_peer_urls),
-            (HTTP, settings.listen_client_http_urls),
-            (METRICS, settings.listen_metrics_urls),
-        ):
-            for url in urls:
-                try:
-                    self._listen_at(url, purpose)
-                except StartError as failure:
-                    if purpose != PEERS or not self._settings.is_surely_alone:
-                        raise
-                    log.warn(f"{failure}. This member is alone and goes on without it")
+        for purpose, url in self._settings.listeners:
+            try:
+                self._listen_at(url, purpose)
+            except StartError as failure:
+                if purpose != PEERS or not self._settings.is_surely_alone:
+                    raise
+                log.warn(f"{failure}. This member is alone and goes on without it")
 
     @property
     def purposes(self) -> set[str]:

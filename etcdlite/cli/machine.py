@@ -303,12 +303,10 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
         except OSError:
             machine.unseen.append("which processes listen on its ports (run as root)")
             return
-    for name, urls in config._asdict().items():
-        flag = name.replace("_", "-")
-        for url in urls if flag.startswith("listen-") else ():
-            host, port = host_port(url)
-            if port and _is_in_use(host, port) and not own & (found := listeners(port)):
-                machine.taken_ports.append(Port(flag, url, holder(found)))
+    for flag, url in config.listeners:
+        host, port = host_port(url)
+        if port and _is_in_use(host, port) and not own & (found := listeners(port)):
+            machine.taken_ports.append(Port(flag, url, holder(found)))
 
 
 def _is_in_use(host: str, port: int) -> bool:
