@@ -326,14 +326,18 @@ class _TaskLink(Link, asyncio.Protocol):
 # What a client makes.
 
 
-class AsyncStream(scripts.StreamBase):
+class _Begun:
+    """What begins with its `async with` block."""
+
+    async def __aenter__(self: T) -> T:
+        await run(self._begin())  # type: ignore[attr-defined]
+        return self
+
+
+class AsyncStream(scripts.StreamBase, _Begun):
     """A stream of messages, on its own connection: `async for` to receive, `send` to send.
 
     Iterating raises the server's error, and ConnectionFailed when the connection breaks."""
-
-    async def __aenter__(self) -> AsyncStream:
-        await run(self._begin())
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
@@ -357,14 +361,10 @@ class AsyncStream(scripts.StreamBase):
         return message
 
 
-class AsyncWatch(scripts.WatchBase):
+class AsyncWatch(scripts.WatchBase, _Begun):
     """An endless async iterator of `Event`s, begun and ended by `async with`.
 
     It outlives connections as `Watch` does and raises the same. One task iterates."""
-
-    async def __aenter__(self) -> AsyncWatch:
-        await run(self._begin())
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
@@ -392,12 +392,8 @@ class AsyncWatch(scripts.WatchBase):
             yield batch
 
 
-class AsyncLease(scripts.LeaseBase):
+class AsyncLease(scripts.LeaseBase, _Begun):
     """A lease that lives as long as its `async with` block, as that of `Lease` does."""
-
-    async def __aenter__(self) -> AsyncLease:
-        await run(self._begin())
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.revoke()
