@@ -76,7 +76,8 @@ class Connection:
     """A connected socket and its session."""
 
     __slots__ = (
-        "channel", "host", "is_waiting", "mask", "peer", "ready", "rest", "session", "site", "sock",
+        "channel", "host", "is_member", "is_waiting", "mask", "peer", "ready", "rest", "session",
+        "site", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +95,7 @@ class Connection:
         """The address of the other side, of which `host` is a part."""
         self.site = site
         """Set on a client's connection, None on a connection between members."""
+        self.is_member = site is None
         self.session = session
         self.channel = channel
         """None on a plain connection."""
@@ -295,9 +297,9 @@ class Connections:
         self.all.add(connection)
         self._by_session[connection.session] = connection
         self._awake[connection.session] = None
-        if connection.site is None:
+        if connection.is_member:
             self._turns.first.add(ready)
-        late = self._places.take(connection, connection.host, connection.site is None)
+        late = self._places.take(connection, connection.host, connection.is_member)
         if late is not None:
             self.drop(late, "too many connections have not opened the protocol")
         return True
@@ -333,7 +335,7 @@ class Connections:
             connection = self._by_session.get(session)
             if connection is None:
                 continue
-            if not to_clients and (connection.site is not None or session.is_aborted):
+            if not to_clients and (not connection.is_member or session.is_aborted):
                 later.append(session)
             elif session.is_aborted:
                 self.drop(connection, session.why_aborted)
@@ -347,7 +349,7 @@ class Connections:
         if connection not in self.all:
             return
         self.all.discard(connection)
-        self._places.free(connection, connection.host, connection.site is None)
+        self._places.free(connection, connection.host, connection.is_member)
         self._by_session.pop(connection.session, None)
         self._producing.pop(connection.session, None)
         self._awake.pop(connection.session, None)
@@ -356,9 +358,9 @@ class Connections:
         self._turns.first.discard(connection.ready)
         connection.rest = b""
         if connection.channel is not None:
-            self._count(connection.channel, connection.site is None)
+            self._count(connection.channel, connection.is_member)
             self._held.pop(connection, None)
-            self.handshakes.end(connection, connection.site is None)
+            self.handshakes.end(connection, connection.is_member)
             connection.send_reason(is_broken=False)
         if connection.mask:
             self._selector.unregister(connection.sock)
@@ -427,7 +429,7 @@ class Connections:
                 return
             data = session.first
             session = self._replace(connection, session)
-        if len(data) > PIECE_BYTES and connection.site is not None:
+        if len(data) > PIECE_BYTES and not connection.is_member:
             connection.rest = data
             self._process(connection)
         else:
@@ -473,7 +475,7 @@ class Connections:
         """Take a step of the handshake in a thread."""
         connection.is_waiting = True
         self._watch_socket(connection)
-        self.handshakes.step(connection, data, connection.site is None)
+        self.handshakes.step(connection, data, connection.is_member)
 
     def stepped(self, result: Stepped) -> None:
         """A thread has taken a step of a handshake."""
@@ -489,12 +491,12 @@ class Connections:
         if channel.has_output:
             self.dirty.append(session)
         if channel.is_established:
-            self.handshakes.end(connection, connection.site is None)
+            self.handshakes.end(connection, connection.is_member)
             if isinstance(session, Opening):
                 session.agreed = channel.alpn
         self.feed(connection, result.plaintext)
         if not channel.is_established:
-            late = self.handshakes.begun(connection, connection.site is None)
+            late = self.handshakes.begun(connection, connection.is_member)
             if late is not None:
                 self.drop(late, "too many handshakes at once")
 
@@ -511,10 +513,10 @@ class Connections:
 
     def _break(self, connection: Connection, failure: ChannelError) -> None:
         """The channel of a connection is broken, or cannot be established."""
-        self.handshakes.end(connection, connection.site is None)
+        self.handshakes.end(connection, connection.is_member)
         self._held.pop(connection, None)
         if connection.channel is not None:
-            self._count(connection.channel, connection.site is None)
+            self._count(connection.channel, connection.is_member)
         connection.send_reason(is_broken=True)
         connection.channel = None
         session = connection.session
@@ -665,8 +667,8 @@ def _make_http(connection: Connection, call: Carried) -> ClientSession:
 
 def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connection]:
     """The connections of clients to close, if all connections together hold too much memory."""
-    clients = [connection for connection in connections if connection.site is not None]
-    members = [connection for connection in connections if connection.site is None]
+    clients = [connection for connection in connections if not connection.is_member]
+    members = [connection for connection in connections if connection.is_member]
     closed: list[Connection] = budget.excess(clients, members)
     for connection in closed:
         log.warn(

@@ -619,7 +619,7 @@ def test_a_turn_sends_to_clients_for_one_slice_and_to_members_always(
 ) -> None:
     connections, sessions, clients = resting(5)
     by_session = {connection.session: connection for connection in connections.all}
-    by_session[sessions[4]].site = None  # The last one is a member.
+    by_session[sessions[4]].is_member = True  # The last one.
     monkeypatch.setattr("etcdlite.connections.SEND_SLICE_S", -1.0)
     for session in sessions:
         session.outbox = Outbox(session, connections.dirty.append, time.monotonic, 1000)
