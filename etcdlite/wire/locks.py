@@ -83,7 +83,6 @@ class _Ask(NamedTuple):
 
     method: int
     request: Any
-    writes: bool
 
 
 class _Wait(NamedTuple):
@@ -482,7 +481,7 @@ class _ScriptedCall(Call):
         if len(frame) > self.member.options.max_request_bytes + frames.FRAME_HEADER_BYTES:
             return error("RequestTooLarge")
         handle, _ = api.HANDLERS[ask.method]
-        self._is_writing = ask.writes
+        self._is_writing = ask.method != RANGE
         try:
             handle(self.member, self, 1, ask.method, ask.request, frame)
         except EtcdError as failure:
@@ -549,13 +548,13 @@ def _count(prefix: bytes) -> proto.RequestOp:
 
 
 def _grant() -> _Ask:
-    return _Ask(LEASE_GRANT, proto.LeaseGrantRequest(TTL=LEASE_TTL_S), True)
+    return _Ask(LEASE_GRANT, proto.LeaseGrantRequest(TTL=LEASE_TTL_S))
 
 
 def _proclaim(leader: proto.LeaderKey, value: bytes, lease: int) -> Generator[Any, Any, Any]:
     """Set the value of a LeaderKey; returns the header."""
     put = _put(leader.key, value, lease)
-    done = yield _Ask(TXN, _if_created(leader.key, leader.rev, success=[put]), True)
+    done = yield _Ask(TXN, _if_created(leader.key, leader.rev, success=[put]))
     if not done.succeeded:
         raise EtcdError(UNKNOWN, NOT_LEADER)
     return done.header
@@ -575,7 +574,7 @@ def _stand(prefix: bytes, mine: proto.LeaderKey, value: bytes | None, held: int)
         success=[_put(mine.key, value or b"", mine.lease), _count(prefix)],
         failure=[proto.RequestOp(request_txn=find), _count(prefix)],
     )
-    return _Ask(TXN, txn, True)
+    return _Ask(TXN, txn)
 
 
 class _QueueCall(_ScriptedCall):
@@ -605,7 +604,7 @@ class _QueueCall(_ScriptedCall):
                 yield from _proclaim(mine, value, mine.lease)
             if placed.responses[1].response_range.count > 1:
                 yield _Wait(prefix, mine.rev)
-                now = yield _Ask(RANGE, proto.RangeRequest(key=mine.key), False)
+                now = yield _Ask(RANGE, proto.RangeRequest(key=mine.key))
                 if not now.kvs or now.kvs[0].create_revision != mine.rev:
                     raise EtcdError(UNKNOWN, self.lost)
                 header = now.header
@@ -669,7 +668,7 @@ class LockCall(_QueueCall):
 
 class UnlockCall(_ScriptedCall):
     def run(self, request: proto.UnlockRequest) -> Script:
-        done = yield _Ask(DELETE_RANGE, proto.DeleteRangeRequest(key=request.key), True)
+        done = yield _Ask(DELETE_RANGE, proto.DeleteRangeRequest(key=request.key))
         yield proto.UnlockResponse(header=done.header)
 
 
@@ -693,7 +692,7 @@ class ProclaimCall(_ScriptedCall):
 
 class LeaderCall(_ScriptedCall):
     def run(self, request: proto.LeaderRequest) -> Script:
-        first = yield _Ask(RANGE, _oldest(request.name + b"/"), False)
+        first = yield _Ask(RANGE, _oldest(request.name + b"/"))
         if not first.kvs:
             raise EtcdError(UNKNOWN, NO_LEADER)
         yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])
@@ -703,7 +702,7 @@ class ResignCall(_ScriptedCall):
     def run(self, request: proto.ResignRequest) -> Script:
         leader = _leader_of(request)
         txn = _if_created(leader.key, leader.rev, success=[_delete(leader.key)])
-        done = yield _Ask(TXN, txn, True)
+        done = yield _Ask(TXN, txn)
         yield proto.ResignResponse(header=done.header)
 
 
@@ -714,7 +713,7 @@ class ObserveCall(_ScriptedCall):
     def run(self, request: proto.LeaderRequest) -> Script:
         prefix = request.name + b"/"
         while True:
-            first = yield _Ask(RANGE, _oldest(prefix), False)
+            first = yield _Ask(RANGE, _oldest(prefix))
             create = proto.WatchCreateRequest(start_revision=first.header.revision + 1)
             if first.kvs:
                 leader = create.key = first.kvs[0].key
