@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from etcdlite import backup, datadir, extract, keys, proto
@@ -241,18 +241,14 @@ def restore_into(session: Session, path: str) -> None:
     rule = _rule(session)
     if session.flags["dry-run"]:
         session.check_format("difference", "--dry-run")
-    with _state(session, path) as state:
-        client = client_of(session)
-        try:
-            revision = part(client.call("KV.Range", proto.RangeRequest(key=b"\0"))).revision
-            restoration = _Restoration(client, state, rule, revision)
-            if session.flags["dry-run"]:
-                for difference in restoration.differences():
-                    session.show("difference", difference, {})
-                return
+    with _state(session, path) as state, closing(client_of(session)) as client:
+        revision = part(client.call("KV.Range", proto.RangeRequest(key=b"\0"))).revision
+        restoration = _Restoration(client, state, rule, revision)
+        if not session.flags["dry-run"]:
             restoration.restore()
-        finally:
-            client.close()
+            return
+        for difference in restoration.differences():
+            session.show("difference", difference, {})
 
 
 class _Restoration(NamedTuple):

@@ -42,15 +42,18 @@ def save(session: Session) -> None:
     try:
         partial = PartialFile(path)
         with partial as file:
+            encryptor = _encryptor(file, recipients)
             if extracts.is_asked_for(session):
-                _save_extract(session, file, recipients)
-            elif recipients:
-                _receive_encrypted(session, file, recipients)
+                extracts.save(session, encryptor or file)
+            elif encryptor is not None:
+                _receive_encrypted(session, encryptor)
             else:
                 _receive_snapshot(session, file)
                 file.flush()
                 if partial.is_plain:
                     _check_snapshot(partial.partial_path)
+            if encryptor is not None:
+                encryptor.finish()
     except EtcdliteError as error:
         text = describe(error, session.client().endpoint)
         raise Failure(f"snapshot failed: {text}", EXIT_INTERRUPTED) from None
@@ -76,31 +79,25 @@ class _Checked:
         self._end = content[-snap.DIGEST_BYTES :]
         self._file.write(data)
 
-    def finish(self) -> None:
+    def check(self) -> None:
         """Raises Failure if they differ."""
         if self._digest.digest() != self._end:
             raise Failure("the snapshot does not match its SHA-256; it was not saved")
-        self._file.finish()
 
 
-def _receive_encrypted(session: Session, file: Any, recipients: list[bytes]) -> None:
-    """Encrypt a snapshot as it arrives. Its records can be checked only with the identity, which
-    `snapshot status` and `snapshot restore` do."""
+def _encryptor(file: Any, recipients: list[bytes]) -> Encryptor | None:
     try:
-        checked = _Checked(Encryptor(file, recipients))
+        return Encryptor(file, recipients) if recipients else None
     except AgeError as error:
         raise BadArguments(f"--encrypt-to: {error}") from None
+
+
+def _receive_encrypted(session: Session, encryptor: Encryptor) -> None:
+    """Encrypt a snapshot as it arrives. Its records can be checked only with the identity, which
+    `snapshot status` and `snapshot restore` do."""
+    checked = _Checked(encryptor)
     _receive_snapshot(session, checked)
-    checked.finish()
-
-
-def _save_extract(session: Session, file: Any, recipients: list[bytes]) -> None:
-    if not recipients:
-        extracts.save(session, file)
-        return
-    encryptor = Encryptor(file, recipients)
-    extracts.save(session, encryptor)
-    encryptor.finish()
+    checked.check()
 
 
 def _check_snapshot(path: str) -> None:
