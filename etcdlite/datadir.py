@@ -102,20 +102,6 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
 def check_contents(disk: Disk, data_dir: str, wal_dir: str, own: Collection[str]) -> None:
     """Check the directories of a start; writes nothing. `own`: paths of other files that may be
     there. Raises StartError if one holds anything but a member, and OSError."""
-    member_dir = os.path.abspath(f"{data_dir}/member")
-    if not exists(disk, data_dir) and f"{os.path.abspath(wal_dir)}/".startswith(f"{member_dir}/"):
-        raise StartError(
-            f"wal-dir {wal_dir} is in {member_dir}, which a new member creates itself. Leave out "
-            f"wal-dir to use {member_dir}/wal, or name another directory"
-        )
-    for directory in filter(None, (data_dir, wal_dir)):
-        _check_is_ours(disk, directory, data_dir, wal_dir, own)
-
-
-def _check_is_ours(
-    disk: Disk, directory: str, data_dir: str, wal_dir: str, own: Collection[str]
-) -> None:
-    """Raise StartError if a directory for a member or its log holds anything else."""
     if exists(disk, data_dir):
         has_log = WAL.exists(disk, wal_directory(data_dir, wal_dir))
         if not has_log and disk.exists(f"{data_dir}/member/snap"):
@@ -125,23 +111,30 @@ def _check_is_ours(
                 "snapshot restore': see docs/etcd-backups.md"
             )
         return
-    if not disk.exists(directory) or WAL.exists(disk, directory):
-        return
-    allowed = {os.path.abspath(path) for path in (*own, wal_dir, data_dir) if path}
-    foreign = [
-        name
-        for name in disk.list(directory)
-        if name not in _EXPECTED
-        and not name.startswith(".")
-        and os.path.abspath(f"{directory}/{name}") not in allowed
-    ]
-    if foreign:
-        flag = "--data-dir" if directory == data_dir else "--wal-dir"
-        more = ", ..." if len(foreign) > 3 else ""
+    member_dir = os.path.abspath(f"{data_dir}/member")
+    if f"{os.path.abspath(wal_dir)}/".startswith(f"{member_dir}/"):
         raise StartError(
-            f"{directory} holds no member but other files: {', '.join(foreign[:3])}{more}. Give an "
-            f"empty {flag}"
+            f"wal-dir {wal_dir} is in {member_dir}, which a new member creates itself. Leave out "
+            f"wal-dir to use {member_dir}/wal, or name another directory"
         )
+    allowed = {os.path.abspath(path) for path in (*own, wal_dir, data_dir) if path}
+    for directory in filter(None, (data_dir, wal_dir)):
+        if not disk.exists(directory) or WAL.exists(disk, directory):
+            continue
+        foreign = [
+            name
+            for name in disk.list(directory)
+            if name not in _EXPECTED
+            and not name.startswith(".")
+            and os.path.abspath(f"{directory}/{name}") not in allowed
+        ]
+        if foreign:
+            flag = "--data-dir" if directory == data_dir else "--wal-dir"
+            more = ", ..." if len(foreign) > 3 else ""
+            raise StartError(
+                f"{directory} holds no member but other files: {', '.join(foreign[:3])}{more}. "
+                f"Give an empty {flag}"
+            )
 
 
 def exists(disk: Disk, data_dir: str) -> bool:
