@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir, snap
@@ -101,16 +101,13 @@ def restore(
 def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
     """The directory in which a member is prepared for `datadir.finish`. After a failure, what was
     written there is removed. Raises StartError, OSError."""
-    lock = datadir.lock(disk, data_dir, wal_dir)
-    try:
+    with closing(datadir.lock(disk, data_dir, wal_dir)):
         directory = datadir.begin(disk, data_dir, wal_dir, datadir.RESTORE)
         try:
             yield directory
         finally:
             if disk.exists(directory):
                 disk.remove_tree(directory)
-    finally:
-        lock.close()
 
 
 class _OwnBackup:
@@ -163,13 +160,12 @@ class _OwnBackup:
 
     def make_store(self, disk: Disk, directory: str, segment_bytes: int) -> Store:
         """As `EtcdBackup.make_store`; raises DataDamaged, too."""
-        path = self._path
-        extract(path, self._file, self._header, self._start, directory, disk)
+        extract(self._path, self._file, self._header, self._start, directory, disk)
         store = Store.open(disk, directory, Lessor(), segment_bytes)
         if store.revision != self.revision:
             raise SnapshotError(
-                f"snapshot {path} holds revision {store.revision} instead of {self.revision}; it "
-                "is damaged, use another one"
+                f"snapshot {self._path} holds revision {store.revision} instead of "
+                f"{self.revision}; it is damaged, use another one"
             )
         return store
 

@@ -15,6 +15,7 @@ whole, with some files under the old keys.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
 from etcdlite import datadir, sealing, wal
@@ -114,7 +115,7 @@ def replace(
     log_files, recovered = WAL.open(
         disk, datadir.wal_directory(data_dir, wal_dir), wal_segment_bytes, keys=keys
     )
-    try:
+    with closing(log_files):
         store_disk = datadir.data_disk(disk, keys, *datadir.identity(recovered.metadata))
         datadir.settle_snapshots(store_disk, f"{data_dir}/member/data", recovered.snapshot[0])
         first = keys.first.id
@@ -129,15 +130,12 @@ def replace(
         if any(use.path.endswith(".wal") for use in old):
             log_files.replace_segments(recovered.entries)
             progress(total, total)
-    finally:
-        log_files.close()
     return len(old)
 
 
 def _copy(disk: Disk, path: str) -> None:
     """Replace a file by a copy under the first key."""
-    file = disk.open_read(path)
-    try:
+    with closing(disk.open_read(path)) as file:
         staged = disk.stage(path)
         offset, size = 0, file.size()
         while offset < size:
@@ -150,5 +148,3 @@ def _copy(disk: Disk, path: str) -> None:
             staged.write(part)
             offset += len(part)
         staged.publish()
-    finally:
-        file.close()

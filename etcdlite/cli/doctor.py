@@ -45,12 +45,9 @@ def _gather(session: Session) -> Facts:
         unseen.append("this machine (it has no configuration file; see --server-config)")
     elif here.config is not None and session.endpoints == _DEFAULT_ENDPOINTS:
         session.use_endpoints(here.config.advertise_client_urls)
-    roster = Roster(session)
-    try:
+    with contextlib.closing(Roster(session)) as roster:
         members = roster.look()
         lags = _lags(roster, members)
-    finally:
-        roster.close()
     if roster.error:
         unseen.append(roster.error)
     for seen in members:

@@ -383,12 +383,8 @@ class Mirror:
 
     def _follow(self, goal: int | None) -> None:
         """Apply the events after the position: for ever, or up to the revision `goal`."""
-        with self._watch(goal) as stream:
-            feed = _Feed(stream)
-            try:
-                self._take_all(feed, goal)
-            finally:
-                feed.close()
+        with self._watch(goal) as stream, closing(_Feed(stream)) as feed:
+            self._take_all(feed, goal)
         self._keep()
 
     def _watch(self, goal: int | None) -> Any:

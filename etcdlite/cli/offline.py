@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from etcdlite import age, backup, datadir, etcd_hash, keys
@@ -52,12 +52,10 @@ def defrag(session: Session) -> None:
     ring = keys.read(session.flags["encryption-key-file"])
     with stopped_member(data_dir, wal_dir) as disk:
         keys.check(disk, data_dir, wal_dir, ring)
-        opened = _open(disk, data_dir, wal_dir, ring)
-        before = opened.store.size_bytes
-        _defragment(opened.store)
-        after = opened.store.size_bytes
-        opened.store.close()
-        opened.wal.close()
+        with _opened(disk, data_dir, wal_dir, ring) as store:
+            before = store.size_bytes
+            _defragment(store)
+            after = store.size_bytes
     say(f"{data_dir}: {format_size(before)} before, {format_size(after)} now")
 
 
@@ -72,11 +70,8 @@ def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
         # The member could not read what another user writes.
         text = f"{data_dir} belongs to user {user_name(owner)}; run this as that user"
         raise Failure(f"{text} (as root: runuser -u {user_name(owner)} -- ...)")
-    lock = datadir.lock(disk, data_dir, wal_dir)
-    try:
+    with closing(datadir.lock(disk, data_dir, wal_dir)):
         yield disk
-    finally:
-        lock.close()
 
 
 def check_member(disk: Disk, data_dir: str) -> None:
@@ -86,8 +81,10 @@ def check_member(disk: Disk, data_dir: str) -> None:
         raise Failure(f"{data_dir} holds no member; give its --data-dir")
 
 
-def _open(disk: Disk, data_dir: str, wal_dir: str, ring: Keyring | None) -> datadir.Opened:
-    return datadir.open_member(
+@contextmanager
+def _opened(disk: Disk, data_dir: str, wal_dir: str, ring: Keyring | None) -> Iterator[Store]:
+    """The state of a member that does not run."""
+    opened = datadir.open_member(
         disk,
         data_dir,
         wal_dir,
@@ -97,6 +94,8 @@ def _open(disk: Disk, data_dir: str, wal_dir: str, ring: Keyring | None) -> data
         sync_enabled=True,
         keys=ring,
     )
+    with closing(opened.wal), closing(opened.store):
+        yield opened.store
 
 
 def _defragment(store: Store) -> None:
@@ -129,12 +128,8 @@ def opened_backup(session: Session, path: str, skip_hash_check: bool = False) ->
                 keys=ring,
                 identities=found,
             )
-        opened = _open(Disk(), f"{directory}/member", "", ring)
-        try:
-            yield opened.store
-        finally:
-            opened.store.close()
-            opened.wal.close()
+        with _opened(Disk(), f"{directory}/member", "", ring) as store:
+            yield store
 
 
 def hashkv(session: Session) -> None:

@@ -36,18 +36,15 @@ def top(session: Session) -> None:
         raise BadArguments(f"--interval: give {MIN_INTERVAL_S:g}s to {MAX_INTERVAL_S:g}s")
     if count < 0 or not 0 <= session.flags["depth"] <= MAX_DEPTH:
         raise BadArguments(f"--count must not be negative, and --depth 0 to {MAX_DEPTH}")
-    roster = Roster(session)
-    watch = ChangeWatch(
-        session.client_for(session.endpoints), session.flags["depth"], interval_s / 2
-    )
-    try:
+    client = session.client_for(session.endpoints)
+    with (
+        contextlib.closing(Roster(session)) as roster,
+        contextlib.closing(ChangeWatch(client, session.flags["depth"], interval_s / 2)) as watch,
+    ):
         if count or not sys.stdout.isatty():
             _print(session, roster, watch, count or 1)
         else:
             _show(roster, watch, interval_s)
-    finally:
-        watch.close()
-        roster.close()
 
 
 def _looks(roster: Roster, watch: ChangeWatch) -> Iterator[View]:

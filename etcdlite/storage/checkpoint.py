@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from zlib import crc32
 
 from etcdlite.storage import layout
@@ -107,8 +108,7 @@ def pack(chunks: Iterator[tuple[int, bytes]], needs: Version = OLDEST) -> Iterat
 
 def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
     """The (kind, body) chunks of a checkpoint file. Raises DataDamaged at what fails its check."""
-    file = disk.open_read(path)
-    try:
+    with closing(disk.open_read(path)) as file:
         offset = _read_header(file, path)[0]
         crc = 0
         size = file.size()
@@ -130,8 +130,6 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
             yield kind, body
             if kind == END:
                 return
-    finally:
-        file.close()
 
 
 def _read_header(file: File, path: str) -> tuple[int, Version]:
@@ -161,11 +159,8 @@ def _read_header(file: File, path: str) -> tuple[int, Version]:
 def needed_version(disk: Disk, directory: str) -> Version:
     """The oldest etcdlite that may open the data in a data folder. Raises DataDamaged, OSError."""
     path = f"{directory}/{NAME}"
-    file = disk.open_read(path)
-    try:
+    with closing(disk.open_read(path)) as file:
         return _read_header(file, path)[1]
-    finally:
-        file.close()
 
 
 def applied_index(disk: Disk, directory: str) -> int:

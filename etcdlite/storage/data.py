@@ -23,6 +23,7 @@ import errno
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from zlib import crc32
 
 from etcdlite.limits import DEFAULT_LIMITS, Limits
@@ -491,12 +492,9 @@ class DataFile:
 def verify(disk: Disk, directory: str) -> None:
     """Read every record of a data folder that is not in use. Raises DataDamaged at the first
     record that fails its check."""
-    data = DataFile(disk, directory, 0)
-    try:
+    with closing(DataFile(disk, directory, 0)) as data:
         data.open_segments()
         for number in sorted(data.files):
             data.check_header(number)
             for _ in data.records(number, layout.SEGMENT_HEADER.size):
                 pass
-    finally:
-        data.close()
