@@ -46,8 +46,8 @@ _COMPARES = {
 _GETS = {bytes((0x1A, n + 4, GET, n + 2, 0x0A, n)): n for n in range(1, 124)}
 """The bytes before the key in a failure branch that gets one key -> the size of the key."""
 
-_MAX_BYTES = (1 << 14) - 1
-"""The largest length in two bytes. A longer one is read as a larger number."""
+_TWO_BYTES, _THREE_BYTES = (1 << 14) - 1, (1 << 21) - 1
+"""The largest lengths in so many bytes. A longer one is read as a larger number."""
 
 
 def _compares(txn: PlainTxn) -> list[proto.Message]:
@@ -115,7 +115,7 @@ def decode_txn(buf: bytes, pos: int = 0, end: int | None = None) -> proto.TxnReq
 
 def _decode_plain(buf: bytes, pos: int, end: int) -> PlainTxn | None:
     """The `PlainTxn` in `buf[pos:end]`. Returns None or raises LookupError if it is none, is not in
-    the usual order, or has lengths of more than two bytes."""
+    the usual order, or has lengths of more than three bytes."""
     compares: list[tuple[bytes, int, int, int]] = []
     at = pos
     while at < end and buf[at] == 0x0A:
@@ -142,7 +142,7 @@ def _decode_plain(buf: bytes, pos: int, end: int) -> PlainTxn | None:
             number, at = read_varint(buf, at - 1, end)
             if number >> 63:
                 return None
-        if at != stop or not key or size > _MAX_BYTES or len(compares) == MAX_COMPARES:
+        if at != stop or not key or size > _TWO_BYTES or len(compares) == MAX_COMPARES:
             return None
         compares.append((key, target, result, number))
     on_success, count, at = _decode_branch(buf, at, end, 0x12, 0)
@@ -166,6 +166,7 @@ def _decode_branch(
     Most puts have a key and a value as long as those of the put before. Then the bytes before the
     key (`head`) and those between key and value (`middle`) are the same, too, and a run of such
     puts is read as an array of structs, in a tenth of the time of the general decoder."""
+    # Hot path: each length is read in place.
     puts: list[Put] = []
     while at < end and buf[at] == field:
         size = buf[at + 1]
@@ -173,6 +174,9 @@ def _decode_branch(
         if size > 127:
             size += (buf[inner] << 7) - 128
             inner += 1
+            if size > _TWO_BYTES:
+                size += (buf[inner] << 14) - (1 << 14)
+                inner += 1
         op_end = inner + size
         kind = buf[inner]
         request_size = buf[inner + 1]
@@ -180,6 +184,9 @@ def _decode_branch(
         if request_size > 127:
             request_size += (buf[inner + 2] << 7) - 128
             key_at += 1
+            if request_size > _TWO_BYTES:
+                request_size += (buf[inner + 3] << 14) - (1 << 14)
+                key_at += 1
         key_size = buf[key_at - 1]
         is_usual = buf[key_at - 2] == 0x0A and key_at - 2 + request_size == op_end <= end
         if key_size > 127:
@@ -187,7 +194,7 @@ def _decode_branch(
             key_at += 1
         rest = key_at + key_size
         key = buf[key_at:rest]
-        if not is_usual or not key_size or size > _MAX_BYTES or count == MAX_OPS:
+        if not (is_usual and 0 < key_size <= _TWO_BYTES) or size > _THREE_BYTES or count == MAX_OPS:
             raise LookupError
         count += 1
         if kind != PUT:
@@ -202,6 +209,9 @@ def _decode_branch(
             if size > 127:
                 size += (buf[value_at] << 7) - 128
                 value_at += 1
+                if size > _TWO_BYTES:
+                    size += (buf[value_at] << 14) - (1 << 14)
+                    value_at += 1
             rest = value_at + size
         value = buf[value_at:rest]
         if rest != op_end:

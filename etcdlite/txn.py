@@ -36,7 +36,7 @@ from sortedcontainers import SortedDict, SortedSet
 from etcdlite import proto
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.mvcc import Store
-from etcdlite.plain_txn import DELETE, GET, MAX_COMPARES, TARGETS, Branch, PlainTxn
+from etcdlite.plain_txn import GET, TARGETS, PlainTxn
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
 from etcdlite.storage.layout import DataDamaged
@@ -400,32 +400,19 @@ def _delete_steps(
     return parts
 
 
-def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) -> bytes | None:
-    """Apply a TxnRequest of the most common kinds in one step: it compares versions, revisions or
-    leases of keys, and then puts values, or gets or deletes one key. Returns the response after
-    its header; None, without any change, if the request is of another kind (`txn_steps` applies
-    every kind). Raises EtcdError before any change. `is_asked`: somebody waits for the answer."""
+def small_txn(store: Store, request: PlainTxn, is_asked: bool = True) -> bytes | None:
+    """Apply a transaction of the most common kind in one step. Returns the response after its
+    header; None, without any change, if its changes or its answer are too large for a step
+    (`txn_steps` applies every transaction). Raises EtcdError before any change. `is_asked`:
+    somebody waits for the answer."""
     # Flat: nearly all writes of a Kubernetes API server come here.
-    plain = request if isinstance(request, PlainTxn) else None
-    if plain is None and len(request.compare) > MAX_COMPARES:
-        return None
     heads = store.index.heads
-    succeeded, start = True, b"\x10\x01"  # The field `succeeded`.
-    for compare in plain.compares if plain else map(_plain_compare, request.compare):
-        if compare is None:
-            return None
-        key, target, result, number = compare
+    branch, start = request.on_success, b"\x10\x01"  # The field `succeeded`.
+    for key, target, result, number in request.compares:
         row = heads.get(key)
         if not _RESULTS[result](row[_HEAD_PLACES[target]] if row else 0, number):
-            succeeded, start = False, b""
+            branch, start = request.on_failure, b""
             break
-    branch: Branch | None
-    if plain:
-        branch = plain.on_success if succeeded else plain.on_failure
-    else:
-        branch = _plain_branch(request.success if succeeded else request.failure)
-        if branch is None:
-            return None
     if isinstance(branch, tuple):
         kind, key = branch
         if kind != GET:
@@ -439,28 +426,6 @@ def small_txn(store: Store, request: proto.TxnRequest, is_asked: bool = True) ->
     store.put_all(branch)
     revision = b"\x18" + varint(store.revision + 1)
     return start + (_PUT_HEADS[len(revision)] + revision) * len(branch)
-
-
-def _plain_compare(compare: proto.Compare) -> tuple[bytes, int, int, int] | None:
-    """As in `PlainTxn.compares`; None if it compares a value or a range."""
-    target, result = compare.target, compare.result
-    if compare.range_end or target not in (0, 1, 2, 4) or not 0 <= result < len(_RESULTS):
-        return None
-    return compare.key, target, result, getattr(compare, TARGETS[target]) or 0
-
-
-def _plain_branch(ops: Sequence[proto.RequestOp]) -> Branch | None:
-    """As in a `PlainTxn`; None if it does something else."""
-    if len(ops) == 1 and (asked := ops[0].request_range) is not None:
-        is_other = asked.range_end or asked.revision or not is_plain(asked)
-        return None if is_other else (GET, asked.key)
-    if len(ops) == 1 and (delete := ops[0].request_delete_range) is not None:
-        return None if delete.range_end or delete.prev_kv else (DELETE, delete.key)
-    puts = [op.request_put for op in ops[: MAX_SMALL_PUTS + 1] if op.request_put is not None]
-    is_other = len(puts) < len(ops) or any(
-        put.prev_kv or put.ignore_value or put.ignore_lease for put in puts
-    )
-    return None if is_other else [(put.key, put.value, put.lease) for put in puts]
 
 
 _PUT_HEADS = [bytes((0x1A, n + 4, 0x12, n + 2, 0x0A, n)) for n in range(12)]

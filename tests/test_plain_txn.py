@@ -41,10 +41,11 @@ def puts(*pairs: tuple[bytes, bytes]) -> bytes:
 
 
 SIZES = (0, 1, 2, 100, 119, 120, 121, 126, 127, 128, 129, 16_000, 16_370, 16_383, 16_384, 20_000)
+LARGE = (33_000, (1 << 21) - 20, (1 << 21) - 1, 1 << 21)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_lengths_of_one_two_and_three_bytes(size):
+@pytest.mark.parametrize("size", SIZES + LARGE)
+def test_lengths_of_one_to_four_bytes(size):
     assert_same(puts((b"k", bytes(size))))
     assert_same(puts((b"k" * size, b"value")))
     assert_same(puts((b"a", b"1"), (b"b", bytes(size)), (b"c", b"3")))
@@ -67,6 +68,21 @@ def test_a_message_that_is_cut_off_or_has_an_altered_byte():
         for _ in range(rng.randint(1, 3)):
             altered[rng.randrange(40)] = rng.choice((0, 1, 2, 10, 18, 127, 128, 129, 255))
         assert_same(bytes(altered))
+
+
+def test_a_long_key_or_value_has_an_altered_byte():
+    assert type(decode_txn(puts((b"ab", bytes(40_000))))) is PlainTxn
+    rng = random.Random(3)
+    for data in (
+        puts((b"ab", bytes(20_000)), (b"c", b"2")),
+        puts((b"ab", b"\x12\x03\x18" * 6_000)),
+        puts((b"\x01\x12\x00\x18" * 5_000, b"\x12\x01" * 9_000)),
+    ):
+        for _ in range(1000):
+            altered = bytearray(data)
+            for _ in range(rng.randint(1, 3)):
+                altered[rng.randrange(24)] = rng.choice((0, 1, 2, 10, 18, 24, 127, 128, 129, 255))
+            assert_same(bytes(altered))
 
 
 def test_random_bytes_of_the_tags():
@@ -191,7 +207,7 @@ def compares(draw: Any) -> Any:
     return proto.Compare(key=draw(keys), target=target, result=result, **{name: draw(numbers)})
 
 
-values = st.sampled_from([b"", b"v", b"w", b"v" * 200])
+values = st.sampled_from([b"", b"v", b"w", b"v" * 200, b"v" * 17_000])
 put_ops = st.builds(
     lambda key, value, lease: RequestOp(request_put=PutRequest(key=key, value=value, lease=lease)),
     keys,

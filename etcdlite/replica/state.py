@@ -183,11 +183,12 @@ class State:
                     answer = txn.put(store, request)
                     self.metrics.puts += 1
                 elif method == methods.TXN:
+                    small = None
                     if isinstance(request, PlainTxn):
                         step_left -= request.count
+                        small = txn.small_txn(store, request, session is not None)
                     else:
                         step_left -= len(request.success) + len(request.failure)
-                    small = txn.small_txn(store, request, session is not None)
                     if small is not None:
                         answer = small
                         self.metrics.count_txn(request, answer.startswith(b"\x10"))  # succeeded

@@ -401,8 +401,8 @@ class HttpSession(ClientSession):
                 self.calls.finish(request.id)
             elif method.number in api.HANDLERS:
                 frame = frames.frame(1, method.number, 0, body)
-                handle, _ = api.HANDLERS[method.number]
-                handle(member, self, request.id, method.number, message, frame)
+                handle, decode = api.HANDLERS[method.number]
+                handle(member, self, request.id, method.number, decode(body), frame)
             else:
                 raise api.unimplemented(method.number)
         except (EtcdError, DecodeError) as failure:

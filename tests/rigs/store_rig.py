@@ -20,7 +20,7 @@ from etcdlite.lease import Lessor
 from etcdlite.limits import Limits
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Event, Store
-from etcdlite.plain_txn import decode_txn
+from etcdlite.plain_txn import PlainTxn, decode_txn
 from etcdlite.ranges import range_steps
 from etcdlite.replica.state import APPLIERS
 from etcdlite.replica.timeline import Timeline
@@ -204,8 +204,11 @@ class StoreRig:
         self.small_txns += 1
         if self.small_txns % 2:
             return False
+        decoded = decode_txn(request.encode())
+        if not isinstance(decoded, PlainTxn):
+            return False
         try:
-            answer = txn.small_txn(self.store, decode_txn(request.encode()))
+            answer = txn.small_txn(self.store, decoded)
         except EtcdError as failure:
             answers.append(failure.text)
             return True
