@@ -222,7 +222,7 @@ class Server:
         self._prepare_loop()
         self.listeners.accept(PEERS, METRICS)
         if self.settings.initial_corrupt_check:
-            self.member.hash_check.begin_initial(time.monotonic())
+            self.member.hash_check.initial.begin(time.monotonic())
         self.member.catch_up.begin()
         self._serve_if_checked()
         self._next_tick = time.monotonic() + self._tick_s
@@ -295,10 +295,9 @@ class Server:
         is carried out, and a member that joins has the data of its cluster. Raises StartError if
         the hash check found a difference."""
         member = self.member
-        check = member.hash_check
-        if self._stopping_since is not None or not check.is_over or not member.forced.is_done:
-            return
-        if not member.rollback.is_over:
+        check = member.hash_check.initial
+        is_checked = check.is_over and member.forced.is_done and member.rollback.is_over
+        if self._stopping_since is not None or not is_checked:
             return
         if member.catch_up.is_joining:
             self._wait_for_data()

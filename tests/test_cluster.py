@@ -772,8 +772,8 @@ def test_a_member_that_starts_with_other_data_finds_it_out(cluster: Cluster) -> 
         if wrong:
             body = store.data.read(location, length).replace(b"right", b"wrong")
             store.data.read = lambda *_, body=body: body  # type: ignore[method-assign,misc]
-        check = node.member.hash_check
-        check.begin_initial(node.clock())
+        check = node.member.hash_check.initial
+        check.begin(node.clock())
         assert not check.is_over
         world.run_until(lambda check=check: check.is_over)  # type: ignore[misc]
         assert bool(check.difference) == wrong
@@ -793,8 +793,8 @@ def test_a_member_that_applies_a_compaction_before_it_could_hash_its_data_starts
         client.put(cluster.leader, b"k")
     client.ask(cluster.leader, "KV.Compact", revision=5)
     node.start()
-    check, store = node.member.hash_check, node.member.state.store
-    check.begin_initial(node.clock())
+    check, store = node.member.hash_check.initial, node.member.state.store
+    check.begin(node.clock())
     assert store.revision < 5
     with monkeypatch.context() as patch:
         # Background work waits while entries are applied.

@@ -84,57 +84,7 @@ class HashCheck:
         self._checked_at = -math.inf
         self.checks = 0
         """How many members were compared."""
-        self.is_over = True
-        """The check before this member serves clients is done, or was not asked for."""
-        self.difference = ""
-        """What that check found: then this member must not serve."""
-        self._until = 0.0
-        self._own: Any = None
-        self._asked: set[int] = set()
-        self._answered: set[int] = set()
-
-    def begin_initial(self, now: float) -> None:
-        """Compare this member with all others that can be reached within `INITIAL_S`."""
-        if not self._others.nodes:
-            return
-        self.is_over = False
-        self._until = now + INITIAL_S
-        self._hash(self._state.store.revision, self._hashed_initially)
-
-    def _hash(self, revision: int, done: Done) -> None:
-        request = proto.HashKVRequest(revision=revision, of_members=True)
-        self._read_now(Asked(done), 0, HASH_KV, request)
-
-    def _hashed_initially(self, answer: bytes | EtcdError) -> None:
-        if not isinstance(answer, EtcdError):
-            self._own = proto.HashKVResponse.decode(answer)
-        elif answer.name == "Corrupt":
-            self.difference = f"its own data cannot be read: {answer.text}"
-        elif not self.is_over:  # That revision is compacted by what was applied since.
-            self._hash(self._state.store.revision, self._hashed_initially)
-
-    def _tick_initial(self, now: float) -> None:
-        nodes = self._others.nodes
-        if self._own is not None:
-            body = proto.HashKVRequest(revision=self._own.hash_revision).encode()
-            for node in list(nodes):
-                if node not in self._asked and self._others.is_open(node):
-                    self._asked.add(node)
-                    self._others.ask(node, HASH_KV, body, partial(self._compare_initially, node))
-        if self.difference or now >= self._until or self._answered.issuperset(nodes):
-            self.is_over = True
-            log.info("compared the data with the other members", members=len(self._answered))
-
-    def _compare_initially(self, node: int, answer: bytes | EtcdError) -> None:
-        self._answered.add(node)
-        if isinstance(answer, EtcdError):
-            return  # It is behind, or has compacted differently: nothing can be said.
-        other, own = proto.HashKVResponse.decode(answer), self._own
-        if _differ(other, own):
-            self.difference = (
-                f"at revision {own.hash_revision} its hash is {own.hash}, that of member "
-                f"{node:x} {other.hash}"
-            )
+        self.initial = InitialCheck(state, others, self._hash)
 
     def returned(self, node: int) -> None:
         """The process of that member is another one than before."""
@@ -164,8 +114,8 @@ class HashCheck:
         """Begin a check if one is due."""
         state = self._state
         leads = self._raft.role == LEADER
-        if not self.is_over:
-            self._tick_initial(now)
+        if not self.initial.is_over:
+            self.initial.tick(now)
         if not leads or (self.interval_s and self._next_at == math.inf):
             self._next_at = now + self.interval_s if self.interval_s else math.inf
         if not leads:
@@ -183,6 +133,10 @@ class HashCheck:
                 self._begin(state.store.revision, nodes)
         if self._returned and not state.alarms.is_corrupt:
             self._check_returned(now)
+
+    def _hash(self, revision: int, done: Done) -> None:
+        request = proto.HashKVRequest(revision=revision, of_members=True)
+        self._read_now(Asked(done), 0, HASH_KV, request)
 
     def _begin(self, revision: int, nodes: list[int]) -> None:
         """Compare these members with this one."""
@@ -216,6 +170,61 @@ class HashCheck:
         log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
         if self._raft.role == LEADER:
             self._state.alarms.raise_corrupt(node)
+
+
+class InitialCheck:
+    """Compares a member that starts with all others that can be reached within `INITIAL_S`."""
+
+    def __init__(self, state: State, others: Others, hash_at: Callable[[int, Done], None]) -> None:
+        """`hash_at` hashes the state of this member at a revision."""
+        self._state = state
+        self._others = others
+        self._hash_at = hash_at
+        self.is_over = True
+        """It is done, or was not asked for: this member may serve clients."""
+        self.difference = ""
+        """What it found: then this member must not serve."""
+        self._until = 0.0
+        self._own: Any = None
+        self._asked: set[int] = set()
+        self._answered: set[int] = set()
+
+    def begin(self, now: float) -> None:
+        if self._others.nodes:
+            self.is_over = False
+            self._until = now + INITIAL_S
+            self._hash_at(self._state.store.revision, self._hashed)
+
+    def _hashed(self, answer: bytes | EtcdError) -> None:
+        if not isinstance(answer, EtcdError):
+            self._own = proto.HashKVResponse.decode(answer)
+        elif answer.name == "Corrupt":
+            self.difference = f"its own data cannot be read: {answer.text}"
+        elif not self.is_over:  # That revision is compacted by what was applied since.
+            self._hash_at(self._state.store.revision, self._hashed)
+
+    def tick(self, now: float) -> None:
+        nodes = self._others.nodes
+        if self._own is not None:
+            body = proto.HashKVRequest(revision=self._own.hash_revision).encode()
+            for node in list(nodes):
+                if node not in self._asked and self._others.is_open(node):
+                    self._asked.add(node)
+                    self._others.ask(node, HASH_KV, body, partial(self._compare, node))
+        if self.difference or now >= self._until or self._answered.issuperset(nodes):
+            self.is_over = True
+            log.info("compared the data with the other members", members=len(self._answered))
+
+    def _compare(self, node: int, answer: bytes | EtcdError) -> None:
+        self._answered.add(node)
+        if isinstance(answer, EtcdError):
+            return  # It is behind, or has compacted differently: nothing can be said.
+        other, own = proto.HashKVResponse.decode(answer), self._own
+        if _differ(other, own):
+            self.difference = (
+                f"at revision {own.hash_revision} its hash is {own.hash}, that of member "
+                f"{node:x} {other.hash}"
+            )
 
 
 def _differ(one: proto.HashKVResponse, other: proto.HashKVResponse) -> bool:
