@@ -252,26 +252,25 @@ def _check_duplicates(ops: Any) -> _Writes:
     return writes
 
 
+def all_ops(request: proto.TxnRequest) -> Iterator[proto.RequestOp]:
+    """The operations of both branches, and those of the transactions among them."""
+    for op in (*request.success, *request.failure):
+        yield op
+        if op.request_txn is not None:
+            yield from all_ops(op.request_txn)
+
+
 def is_read_only(request: proto.TxnRequest) -> bool:
     """The transaction cannot write, so it needs no entry in the log."""
-    if isinstance(request, PlainTxn):
-        return False
-    for op in (*request.success, *request.failure):
-        if op.request_range is None and (
-            op.request_txn is None or not is_read_only(op.request_txn)
-        ):
-            return False
-    return True
+    return not isinstance(request, PlainTxn) and all(
+        op.request_range is not None or op.request_txn is not None for op in all_ops(request)
+    )
 
 
 def is_serializable(request: proto.TxnRequest) -> bool:
     """All reads of a read-only transaction allow a local answer."""
-    return all(
-        op.request_range.serializable
-        if op.request_range is not None
-        else op.request_txn is not None and is_serializable(op.request_txn)
-        for op in (*request.success, *request.failure)
-    )
+    ranges = (op.request_range for op in all_ops(request))
+    return all(asked is None or asked.serializable for asked in ranges)
 
 
 # Applying. Each function writes into the revision that the caller ends.

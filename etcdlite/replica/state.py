@@ -294,12 +294,7 @@ def needs_space(method: int, request: Any) -> bool:
         return method in (methods.PUT, methods.LEASE_GRANT)
     if isinstance(request, PlainTxn):
         return request.put_count > 0
-    for op in (*request.success, *request.failure):
-        if op.request_put is not None or (
-            op.request_txn is not None and needs_space(methods.TXN, op.request_txn)
-        ):
-            return True
-    return False
+    return any(op.request_put is not None for op in txn.all_ops(request))
 
 
 def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
@@ -310,13 +305,8 @@ def lease_puts(method: int, request: Any) -> list[tuple[int, bytes | None]]:
     if isinstance(request, PlainTxn):
         return [(lease, key) for key, _, lease in request.puts if lease]
     if method == methods.TXN:
-        found: list[tuple[int, bytes | None]] = []
-        for op in (*request.success, *request.failure):
-            if op.request_put is not None:
-                found += lease_puts(methods.PUT, op.request_put)
-            elif op.request_txn is not None:
-                found += lease_puts(methods.TXN, op.request_txn)
-        return found
+        puts = (op.request_put for op in txn.all_ops(request))
+        return [(put.lease, put.key) for put in puts if put is not None and put.lease]
     return [(request.ID, None)] if method == methods.LEASE_REVOKE else []
 
 
