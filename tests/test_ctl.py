@@ -1656,7 +1656,10 @@ def empty_replies(_: FakeConnection, request_id: int, name: str, __: Any) -> byt
         "check perf",
     ],
 )
-def test_a_reply_without_what_etcd_always_sends_ends_a_command_with_an_error(command: str) -> None:
+def test_a_reply_without_what_etcd_always_sends_ends_a_command_with_an_error(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctl_check, "CHECK_SECONDS", 1)
     with FakeServer() as server:
         server.intercept = empty_replies
         ended = run_ctl(*command.split(), f"--endpoints={server.endpoint}")

@@ -868,9 +868,9 @@ def test_requests_that_have_not_ended_count_as_incomplete(client: Client) -> Non
     assert client.session._partial_bytes == 0
 
 
-def packed_creates(count: int) -> bytes:
+def packed_creates(count: int, unpacked_bytes: int = 5000) -> bytes:
     """Messages that create watches: a few bytes of gzip each, and thousands unpacked."""
-    create = proto.WatchCreateRequest(key=b"k", filters=[0] * 5000)
+    create = proto.WatchCreateRequest(key=b"k" * unpacked_bytes)
     return framed(gzip.compress(proto.WatchRequest(create_request=create).encode()), 1) * count
 
 
@@ -895,7 +895,7 @@ def test_the_messages_of_a_frame_are_processed_over_several_turns(client: Client
 def test_input_that_is_not_processed_does_not_widen_the_window(client: Client) -> None:
     watch = client.open(WATCH, grpc_encoding="gzip")
     client.pump()
-    data = packed_creates(200)
+    data = packed_creates(200, unpacked_bytes=2000)
     sent = 0
     while client.h2.local_flow_control_window(watch) >= len(data):
         client.h2.send_data(watch, data)
