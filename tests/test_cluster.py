@@ -22,7 +22,9 @@ from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica import rollback
 from etcdlite.replica.alarms import CORRUPT, NOSPACE
 from etcdlite.replica.background import Background
+from etcdlite.replica.leadership import MAX_TRANSFERS
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
+from etcdlite.replica.writes import MAX_CHANGES
 from etcdlite.watch import Quota
 from etcdlite.wire import api, streams
 from etcdlite.wire.http import HttpSession
@@ -665,6 +667,27 @@ def test_leadership_moves_only_if_the_user_may_do_that_as_of_now(cluster: Cluste
     assert old.member.leads and not old.member.raft._transferee
     cluster.world.heal()
     cluster.world.run_until(lambda: asked in client.answers)
+
+
+@pytest.mark.parametrize("count", [5, 500])
+def test_few_transfers_and_changes_of_members_wait_at_once(cluster: Cluster, count: int) -> None:
+    """They are looked at with every tick, and the changes take the places of other writes."""
+    client, leader, target = cluster.client, cluster.leader, cluster.followers[1]
+    target.pause()
+    asked = [
+        client.send(leader, "Maintenance.MoveLeader", targetID=target.member_id)
+        for _ in range(count)
+    ]
+    update = {"ID": target.member_id, "peerURLs": ["http://else:2380"]}
+    asked += [client.send(leader, "Cluster.MemberUpdate", **update) for _ in range(count)]
+    cluster.world.run(1)
+    assert len(leader.member.leadership._transfers) == min(count, MAX_TRANSFERS)
+    assert leader.member.metrics.proposals_pending <= min(count, MAX_CHANGES)
+    target.resume()
+    cluster.world.run_until(lambda: client.answers.keys() >= set(asked))
+    refused = [one for one in map(client.answers.get, asked) if "too many" in str(one)]
+    assert len(refused) == 2 * count - min(count, MAX_TRANSFERS) - min(count, MAX_CHANGES)
+    client.put(cluster.world.leader, b"k")
 
 
 def test_a_paused_leader_serves_no_stale_read(cluster: Cluster) -> None:

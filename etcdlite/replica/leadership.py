@@ -43,6 +43,9 @@ CANDIDACY_S = 0.5
 """A candidate waits this long for the votes, also from members that are far away, and longer by
 half of it for each voter before it, so that they do not split the votes again."""
 
+MAX_TRANSFERS = 64
+"""Transfers that wait for their end; each tick looks at all of them."""
+
 MAX_CAMPAIGNS = 5
 """A voter campaigns this often at once, then it waits for the election timeout."""
 
@@ -287,7 +290,9 @@ class Leadership:
 
     def move(self, session: Session, request_id: int, method: int, node: int) -> None:
         """Transfer leadership to the voter `node`, and answer when it leads. Only the leader calls
-        this. Raises BadLeaderTransferee."""
+        this. Raises BadLeaderTransferee, RequestTooManyRequests."""
+        if len(self._transfers) >= MAX_TRANSFERS:
+            raise error("RequestTooManyRequests")
         if node != self._identity.member_id:
             try:
                 self._raft.transfer_leader(node)

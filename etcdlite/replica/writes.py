@@ -45,11 +45,15 @@ from etcdlite.replica.entry import (
 )
 from etcdlite.replica.state import State
 from etcdlite.replica.write_lines import Waiting, WriteLines
-from etcdlite.request import Done, Session, Waiter, connection, fail_all
+from etcdlite.request import Done, Session, Shares, Waiter, connection, fail_all
 from etcdlite.versions import OLDEST
 
 MAX_PROPOSED_BYTES = 64 << 20
 """Writes accepted and not applied yet; more are answered "too many requests"."""
+
+MAX_CHANGES = 32
+"""Membership changes that wait, one of which is proposed at a time. Each connection has an equal
+share, at least one. The others are answered "too many requests"."""
 
 MAX_IN_FLIGHT = 1_024
 MAX_IN_FLIGHT_BYTES = 16 << 20
@@ -137,6 +141,8 @@ class Writes:
         """Entries that other members forwarded, and their requests, by member id and batch."""
         self._held: deque[int] = deque()
         """Numbers of the batches that `retry` proposes."""
+        self._changes = Shares()
+        """Membership changes that wait, of clients."""
 
     @property
     def can_propose(self) -> bool:
@@ -277,7 +283,9 @@ class Writes:
             return 0
 
     def propose_change(self, waiter: Waiter) -> None:
-        """Propose the `MemberChange` of a waiter. Only the leader calls this."""
+        """Propose the `MemberChange` of a waiter. Only the leader calls this. Raises EtcdError."""
+        if waiter[0] is not None and not self._changes.take(waiter[0], MAX_CHANGES):
+            raise error("RequestTooManyRequests")
         frame = native_frame(1, methods.MEMBER_CHANGE, 0, waiter[3].encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame], self._state.clock())
 
@@ -522,6 +530,8 @@ class Writes:
         self._alarms.proposed_bytes -= batch.size_bytes
         self._in_flight_bytes -= batch.size_bytes
         self._metrics.proposals_pending -= len(batch.waiters)
+        if batch.kind == ENTRY_CONF_CHANGE and (session := batch.waiters[0][0]) is not None:
+            self._changes.free(session)
         return batch
 
     # Giving up.
