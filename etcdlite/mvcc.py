@@ -366,6 +366,14 @@ class Store:
         if len(items) > self.limits.sort_step_items:
             self.leftovers.append(items)
 
+    def free_some(self) -> None:
+        """A step of freeing the leftovers."""
+        if self.leftovers:
+            items = self.leftovers[-1]
+            del items[-self.limits.merge_step_items :]
+            if not items:
+                self.leftovers.pop()
+
     def check_revision(self, revision: int) -> None:
         """Raise Compacted or FutureRev unless the state as of `revision` can be read (0: now)."""
         if revision <= 0:

@@ -923,12 +923,29 @@ def test_what_a_read_leaves_is_freed_in_steps(rig: MemberRig) -> None:
     store.leave(few)
     store.leave(many)
     assert store.leftovers == [many], "few are freed at once"
-    rig.member.maintenance.tick(rig.now)
     left = [len(many)]
     while left[-1]:
         rig.member.maintenance.run(lambda: True)
         left.append(len(many))
     assert len(set(left)) == 6 and store.leftovers == []
+
+
+def test_what_reads_leave_is_freed_while_a_job_waits_for_the_disk(rig: MemberRig) -> None:
+    """On a slow disk a job takes minutes, in which reads leave hundreds of megabytes."""
+    store, maintenance = rig.member.state.store, rig.member.maintenance
+    maintenance.wants_checkpoint = True
+    maintenance.tick(rig.now)
+    while maintenance.has_work:
+        maintenance.run(lambda: True)
+    assert maintenance.checkpoints == 0, "its file is being written"
+    for _ in range(3):
+        store.leave([b""] * 5000)
+        assert maintenance.has_work
+        while maintenance.has_work:
+            maintenance.run(lambda: True)
+        assert store.leftovers == []
+    rig.settle()
+    assert maintenance.checkpoints == 1
 
 
 def test_reads_are_served_while_writes_never_cease() -> None:

@@ -1,7 +1,8 @@
 """What a member does by itself, in the background: compaction, checkpoints, cleaning.
 
-Compaction work, which only touches memory, runs beside one job: a checkpoint, the cleaning of a
-segment, or a defragmentation (a checkpoint and then the cleaning of every segment with garbage).
+Compaction work and the freeing of what reads left, which only touch memory, run beside one job: a
+checkpoint, the cleaning of a segment, or a defragmentation (a checkpoint and then the cleaning of
+every segment with garbage).
 A job is a generator (`steps.Job`); it advances in time slices on the loop, and its slow disk work
 runs as a task elsewhere.
 
@@ -134,9 +135,6 @@ class Maintenance:
 
     def _next_job(self) -> Job | None:
         store = self._state.store
-        if store.leftovers:
-            leftovers, store.leftovers = store.leftovers, []
-            return discard(leftovers)
         if self._waiting_defragment:
             return self._defragment()
         if self._ticked_at < self._next_job_at:
@@ -158,8 +156,10 @@ class Maintenance:
     def has_work(self) -> bool:
         """There is something to do at once, that is, not only a task to wait for."""
         store = self._state.store
-        return (store.compaction is not None and not store.compaction_is_held) or (
-            self._job is not None and not self._task_is_out
+        return (
+            bool(store.leftovers)
+            or (store.compaction is not None and not store.compaction_is_held)
+            or (self._job is not None and not self._task_is_out)
         )
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -167,6 +167,7 @@ class Maintenance:
         state = self._state
         store = state.store
         while self.has_work:
+            store.free_some()
             if store.compaction is not None and not store.compaction_is_held:
                 began = state.clock()
                 if self._compaction_began is None:
@@ -203,7 +204,7 @@ class Maintenance:
         parts = (old.lessor, old.index, old.data)
         tables = (table for part in parts for table in vars(part).values())
         lists = old.index.heads.lists() + old.index.past.lists()
-        self._job = discard([*old.buckets.values(), *tables, *lists])
+        self._job = discard([*old.leftovers, *old.buckets.values(), *tables, *lists])
         self.logged_bytes = 0
         self.checkpoint_index = -1
         self._compaction_began = None
