@@ -38,8 +38,9 @@ cluster: $(VENV)/run.stamp
 	@$(tell_path)
 	@exec $(BIN)/python -m etcdlite.cli.local_cluster
 
+# Three processes keep two cores busy: many tests wait for those that they started.
 test: lint scripts $(NPM_CLIENT)
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long

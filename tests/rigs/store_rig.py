@@ -115,6 +115,7 @@ class StoreRig:
         self.segment_bytes = segment_bytes
         self.limits = limits
         self.model = PlainStore()
+        self.metrics = Metrics()
         self.small_txns = 0
         self.log: list[tuple[int, list[Any]]] = []
         self.released = 0
@@ -166,7 +167,7 @@ class StoreRig:
             store=self.store,
             lessor=self.lessor,
             clock=lambda: 0.0,
-            metrics=Metrics(),
+            metrics=self.metrics,
             cluster_version=SimpleNamespace(allows=lambda feature: True),
             timeline=Timeline(self.store, SimpleNamespace()),  # type: ignore[arg-type]
         )
