@@ -901,6 +901,38 @@ def test_a_watch_notices_a_silent_server(
             assert client.endpoint == second.endpoint
 
 
+@pytest.mark.parametrize("is_suspected", [True, False])
+@pytest.mark.parametrize("is_left", [True, False])
+def test_a_watch_leaves_a_server_that_is_silent_to_another_call(
+    connect: Connect,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    is_left: bool,
+    is_suspected: bool,
+) -> None:
+    """So the next holder of a lock learns that its turn has come while its lease is kept alive over
+    another connection. `is_left`: the call uses the next server from then on. `is_suspected`: the
+    server has not answered a cancel before."""
+    monkeypatch.setattr(scripts, "PING_AFTER_S", 1e6)
+    with FakeServer(server.store) as second:
+        client = connect(server, second, dial_timeout_s=0.2)
+        with (
+            client.watch("k") as watch,
+            client.watch("other") as other,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            server.intercept = lambda *_: IGNORE
+            server.connections[0].open_watches.clear()
+            waiting = pool.submit(watch.next_event, timeout_s=20)
+            if is_suspected:
+                other.close()
+            with pytest.raises((Timeout, ConnectionFailed)):
+                client.get("k", timeout_s=0.2 if is_left else 0.1)
+            server.store.put(b"k", b"v")
+            assert waiting.result().value == b"v"
+            assert client.endpoint == second.endpoint
+
+
 # Streams.
 
 

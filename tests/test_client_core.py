@@ -212,7 +212,8 @@ def test_a_watch_without_a_time_limit_never_times_out() -> None:
     """Not even if a wait ends early: some end at a time of day, and the clock may be set."""
     pings = []
     calls = SimpleNamespace(ping=lambda link: iter(pings.append(link) or ()))
-    link = SimpleNamespace(endpoint="here")
+    link = SimpleNamespace(endpoint="here", wait_limit_s=lambda until_s: until_s)
+    link.usable = lambda: True
     watch: Any = SimpleNamespace(
         _stream=(link, None), _wake=None, _calls=calls, _pings_at_s=monotonic() + 1000
     )
@@ -221,6 +222,12 @@ def test_a_watch_without_a_time_limit_never_times_out() -> None:
         next(waiting)
         with pytest.raises(ends_with):
             waiting.send(False)
+    assert pings == []
+    watch._pings_at_s = monotonic()
+    waiting = scripts.WatchBase._wait(watch, scripts.NEVER_S)
+    next(waiting)
+    with pytest.raises(StopIteration):
+        waiting.send(False)
     assert pings == [link]
 
 

@@ -70,6 +70,8 @@ class Link:
         self.is_congested = False
         """Whether to wait before sending more."""
         self._silence_s = silence_s
+        self._woken_for_s: float | None = None
+        """The `silent_since_s` of which the requests know."""
         self._lock = Lock()
         """Guards the connection."""
 
@@ -144,8 +146,7 @@ class Link:
 
     def expire(self, ticket: Ticket) -> bool:
         """Cancel a request because its time is over. False if it had ended."""
-        was_heard = self.connection.silent_since_s is None
-        if (is_open := self.cancel(ticket)) and was_heard:
+        if is_open := self.cancel(ticket):
             self._wake_all()
         return is_open
 
@@ -158,9 +159,11 @@ class Link:
 
     def _wake_all(self) -> None:
         """After one timeout, the other requests do not wait for theirs on a dead server: they look
-        at `wait_limit_s` again."""
-        for ticket in self.connection.open_tickets():
-            ticket.wake()
+        at `wait_limit_s` again, once for each silence."""
+        before_s, self._woken_for_s = self._woken_for_s, self.connection.silent_since_s
+        if self._woken_for_s != before_s:
+            for ticket in self.connection.open_tickets():
+                ticket.wake()
 
     def receive(self, data: bytes) -> str:
         """Take in bytes, b"" at the end, and wake the tickets. Returns `failure`."""

@@ -312,11 +312,15 @@ class WatchBase:
         if self._stream is None:
             return
         link, _ = self._stream
-        if not (yield self._wake, min(deadline_s, self._pings_at_s)):
-            if deadline_s < self._pings_at_s:
-                raise error_at(Timeout, link.endpoint, "nothing came from the watch in time")
-            self._pings_at_s = monotonic() + PING_AFTER_S
+        until_s = min(deadline_s, self._pings_at_s)
+        if (yield self._wake, link.wait_limit_s(until_s)) or not link.usable():
+            return
+        now_s = monotonic()
+        if now_s >= self._pings_at_s:
+            self._pings_at_s = now_s + PING_AFTER_S
             yield from self._calls.ping(link)
+        elif now_s >= deadline_s:
+            raise error_at(Timeout, link.endpoint, "nothing came from the watch in time")
 
     def _open(self, deadline_s: float, *, patient: bool) -> Script[None]:
         """Open a stream at the position of the watch, after the pause that is due.
