@@ -429,7 +429,7 @@ class Connections:
                 return
             data = session.first
             session = self._replace(connection, session)
-        if len(data) > PIECE_BYTES and not connection.is_member:
+        if len(data) > PIECE_BYTES:
             connection.rest = data
             self._process(connection)
         else:

@@ -517,6 +517,25 @@ def test_sessions_that_are_closed_hold_up_no_others_and_are_forgotten() -> None:
         sock.close()
 
 
+@pytest.mark.parametrize("is_member", [False, True])
+def test_a_turn_takes_a_piece_of_the_input_and_looks_at_the_clock(is_member: bool) -> None:
+    """A member passes on what its clients ask: a read of 64 KiB may have a thousand questions."""
+    connections, (session,), (client,) = resting(1)
+    (connection,) = connections.all
+    connection.is_member = is_member
+    pieces: list[bytes] = []
+    session.receive = pieces.append  # type: ignore[method-assign]
+    sent = bytes(range(256)) * (4 * PIECE_BYTES // 256)
+    client.sendall(sent)
+    connections.serve(connections._selector.select(10), began=0.0)  # The turn's time is over.
+    assert [len(piece) for piece in pieces] == [PIECE_BYTES]
+    while b"".join(pieces) != sent:
+        ready = connections._selector.select(0 if connections.have_unread else 10)
+        connections.serve(ready, time.monotonic())
+    connections.close_all()
+    client.close()
+
+
 @pytest.mark.parametrize("refused", ["register", "setsockopt"])
 def test_a_connection_that_the_system_refuses_is_closed_and_no_other(
     refused: str, monkeypatch: pytest.MonkeyPatch
