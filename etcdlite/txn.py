@@ -253,11 +253,13 @@ def _check_duplicates(ops: Any) -> _Writes:
 
 
 def all_ops(request: proto.TxnRequest) -> Iterator[proto.RequestOp]:
-    """The operations of both branches, and those of the transactions among them."""
-    for op in (*request.success, *request.failure):
-        yield op
-        if op.request_txn is not None:
-            yield from all_ops(op.request_txn)
+    """The operations of both branches, and then those of the transactions among them."""
+    transactions = [request]
+    for transaction in transactions:  # It grows. Generators in each other would be resumed, too.
+        for op in (*transaction.success, *transaction.failure):
+            yield op
+            if op.request_txn is not None:
+                transactions.append(op.request_txn)
 
 
 def is_read_only(request: proto.TxnRequest) -> bool:

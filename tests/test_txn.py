@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,24 @@ def test_operations_of_a_transaction_are_counted_as_etcd_counts_them() -> None:
     # A nested one has what the list it is in leaves: 4 - 2.
     assert refusal(TxnRequest(success=[read(b"a"), nested(*five[:2])])) == ""
     assert refusal(TxnRequest(success=[read(b"a"), nested(*five[:3])])) == "TooManyOps"
+
+
+def test_operations_deep_in_a_transaction_are_walked_as_quickly_as_others() -> None:
+    """A walk in generators within each other resumed 45 of them for each operation."""
+    deep = nested(*[read(b"a")] * 80, failure=[nested(read(b"b"))])
+    for _ in range(45):
+        deep = nested(deep)
+    calls: list[str] = []
+    sys.setprofile(lambda _, event, __: calls.append(event))
+    try:
+        assert txn.is_read_only(TxnRequest(success=[deep]))
+    finally:
+        sys.setprofile(None)
+    assert calls.count("call") < 4 * (80 + 45)
+    keys = [
+        op.request_range.key for op in txn.all_ops(TxnRequest(success=[deep])) if op.request_range
+    ]
+    assert sorted(keys) == [b"a"] * 80 + [b"b"]
 
 
 def test_operations_within_a_transaction_are_checked_like_single_ones() -> None:
