@@ -721,8 +721,9 @@ class WatchHub:
         if events and events[-1][0] > last:
             # The rest is for the next slice, or for `notify` if it was not notified yet.
             at = bisect_right(events, last, key=itemgetter(0))
-            if last < self.revision and len(events) <= limits.max_events_at_once:
-                self._slices.keep(last + 1, events[at:], {})
+            end = _piece_end(events, at, limits.max_events_at_once)
+            if last < self.revision and end - at <= limits.max_events_at_once:
+                self._slices.keep(last + 1, events[at:end], {})
             events = events[:at]
         begin = 0
         while begin < len(events):

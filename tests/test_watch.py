@@ -842,6 +842,22 @@ def test_watches_of_one_key_from_many_revisions_share_steps_and_memory():
     assert got == {n: list(range(2 + n, count + 2)) for n in range(count)}
 
 
+def test_a_large_revision_is_not_read_again_for_each_few_revisions_before_it():
+    member = Member(limits=Limits(max_events_at_once=300, slice_bytes=1 << 20))
+    member.put(*[b"k"] * 300)
+    member.write(*[(b"k%03d" % n, b"v") for n in range(400)])
+    stream, inbox = member.open()
+    for n in range(300):
+        stream.create(wanted(b"k", b"l", start_revision=2 + n))
+    inbox.take()
+    member.settle()
+    assert member.store.reads == 2, "once to its end, and once from it on"
+    got: Counter[int] = Counter()
+    for response in inbox.take():
+        got[response.watch_id] += len(response.events)
+    assert got == {n: 700 - n for n in range(300)}
+
+
 def test_a_watch_that_begins_in_a_slice_that_has_many_starts_already_misses_nothing():
     """It arrives between two steps in which the others join."""
     member = Member(limits=Limits(move_step_watches=1, slice_bytes=1 << 20))
