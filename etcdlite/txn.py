@@ -564,8 +564,8 @@ def apply_steps(
         budget = None if reads_only else _Budget()
         path: list[bool] = []
         yield from _choose(store, request, path, began, budget)
-        _check_applies(store, request, iter(path), began)
-        ops = list(_taken(request, iter(path)))
+        ops = _taken(request, iter(path))
+        _check_applies(store, ops, began)
         writes = [at for at, op in enumerate(ops) if op.request_range is None]
         first, last = (writes[0], writes[-1]) if writes else (len(ops), -1)
         if budget is not None:
@@ -630,12 +630,10 @@ def _check_visits(store: Store, ops: Sequence[Any], first: int, last: int, budge
         budget.take(count, count if is_between else 0)
 
 
-def _check_applies(
-    store: Store, request: proto.TxnRequest, path: Iterator[bool], began: int
-) -> None:
+def _check_applies(store: Store, ops: Sequence[Any], began: int) -> None:
     """Raise etcd's error for the first put that cannot be done, else for the first range."""
     ranges = []
-    for op in _taken(request, path):
+    for op in ops:
         if op.request_put is not None:
             _check_exists(store, op.request_put)
             _check_lease(store, op.request_put)
@@ -649,13 +647,12 @@ def _check_applies(
             raise error("Compacted")
 
 
-def _taken(request: proto.TxnRequest, path: Iterator[bool]) -> Iterator[Any]:
+def _taken(request: proto.TxnRequest, path: Iterator[bool]) -> list[Any]:
     """The operations of the taken branches, those of nested transactions in their places."""
+    ops: list[Any] = []
     for op in request.success if next(path) else request.failure:
-        if op.request_txn is not None:
-            yield from _taken(op.request_txn, path)
-        else:
-            yield op
+        ops += [op] if op.request_txn is None else _taken(op.request_txn, path)
+    return ops
 
 
 def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None, None, None]:
