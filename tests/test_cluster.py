@@ -783,6 +783,27 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
         client.put(cluster.leader, b"k")
 
 
+def test_a_member_whose_disk_fails_does_not_stop_the_writes_of_the_cluster(
+    cluster: Cluster,
+) -> None:
+    client, world = cluster.client, cluster.world
+    client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    bad = cluster.followers[0]
+    store = bad.member.state.store
+    location, _ = store.index.scan(b"k", b"l", None, 1)[0][0]
+    inode = store.data.files[location >> 32]._inode  # type: ignore[union-attr]
+    at = bytes(inode.data).rindex(b"right")
+    inode.data[at : at + 5] = b"wrong"
+    store.data.recent.clear()
+    cluster.leader.member.hash_check.interval_s = 10.0
+    world.run(25)
+    assert cluster.leader.member.hash_check.checks >= 1, "the good member was compared"
+    assert store.data.damaged, "the bad one has noticed it"
+    assert not list(cluster.leader.member.state.alarms)
+    client.put(cluster.leader, b"k", b"new")
+
+
 def test_a_member_that_starts_with_other_data_finds_it_out(cluster: Cluster) -> None:
     client, world = cluster.client, cluster.world
     client.put(cluster.leader, b"k", b"right")

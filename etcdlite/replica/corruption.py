@@ -3,7 +3,8 @@
 What is applied is the same on every member, so two members that differ mean a fault of the program,
 of the memory or of a disk. Which of the two is right cannot be told from here. The member that
 differs from the leader is named in a CORRUPT alarm, which stops writes until an operator decides
-(as in etcd).
+(as in etcd). A member that cannot read its own data is named in the log alone: its checksums keep
+the damage from others.
 
 A check takes the leader's revision, hashes its state there, and asks every other member for its
 hash at that revision. Answers that cannot be compared say nothing: the member is behind, or has
@@ -157,8 +158,9 @@ class HashCheck:
 
     def _compare(self, own: proto.HashKVResponse, node: int, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
-            if answer.name == "Corrupt":
-                self._raise_alarm(node, "it cannot read its own data")
+            if answer.name == "Corrupt":  # Its damage does not spread: the others may write.
+                what = "a member cannot read its own data; see 'A disk returns wrong data' in the "
+                log.error(what + "documentation", remote_peer_id=f"{node:x}")
             return
         self.checks += 1
         other = proto.HashKVResponse.decode(answer)
