@@ -926,9 +926,8 @@ def test_a_watch_leaves_a_server_that_is_silent_to_another_call(
             waiting = pool.submit(watch.next_event, timeout_s=20)
             if is_suspected:
                 other.close()
-            with contextlib.suppress(
-                Timeout, ConnectionFailed
-            ):  # Or the next server answers already.
+            # It fails, or the next server answers already.
+            with contextlib.suppress(Timeout, ConnectionFailed):
                 client.get("k", timeout_s=0.2 if is_left else 0.1)
             server.store.put(b"k", b"v")
             assert waiting.result().value == b"v"
