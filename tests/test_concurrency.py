@@ -22,7 +22,7 @@ from etcdlite.errors import UNKNOWN, EtcdError
 from etcdlite.replica import reads
 from etcdlite.storage.steps import finish
 from etcdlite.wire import locks as concurrency
-from etcdlite.wire.calls import Call, Calls
+from etcdlite.wire.calls import PIECES_PER_SLICE, Call, Calls
 
 ENDED = "ended"
 EVERYTHING = proto.RangeRequest(key=b"\0", range_end=b"\0")
@@ -57,6 +57,8 @@ class Caller:
         call = self.calls.open(request_id, about.number, concurrency.CALLS[about.full])
         self.opened.append(weakref.ref(call))
         self.calls.message(request_id, about.request(**fields).encode())
+        while self.calls.have_more:
+            self.calls.produce()
         return request_id
 
     def ask(self, method: str, **fields: Any) -> Any:
@@ -83,6 +85,11 @@ class Caller:
         self.lone.settle()
 
     # What a call answers through.
+
+    is_blocked = False
+
+    def resume(self, request_id: int) -> None:
+        self.calls.resume(request_id)
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         assert request_id in self.calls, "an answer after the call was closed"
@@ -817,6 +824,28 @@ def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
             outcome = step.result(asker.outcome)
     except StopIteration as done:
         return done.value
+
+
+@pytest.mark.parametrize("method", sorted(concurrency.CALLS))
+def test_calls_that_come_in_one_read_begin_a_few_at_a_time(
+    method: str, lone: LoneMember, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 KiB hold hundreds, and each costs far more than the bytes that ask for it."""
+    begun: list[Any] = []
+    monkeypatch.setattr(concurrency._ScriptedCall, "_ask", lambda call, ask: begun.append(ask))
+    about = methods.METHOD_BY_NAME[method]
+    leader = {"leader": proto.LeaderKey(name=b"n", key=b"n/1", lease=1, rev=1)}
+    named = method in ("Election.Proclaim", "Election.Resign")
+    body = about.request(**leader if named else {}).encode()
+    for request_id in range(1, 101):
+        caller.calls.open(request_id, about.number, concurrency.CALLS[method])
+        caller.calls.message(request_id, body)
+    assert not begun
+    caller.calls.produce()
+    assert len(begun) == PIECES_PER_SLICE
+    while caller.calls.have_more:
+        caller.calls.produce()
+    assert len(begun) == 100
 
 
 def test_a_recipe_waits_for_a_lock_of_the_service(lone: LoneMember, caller: Caller) -> None:

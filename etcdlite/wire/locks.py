@@ -369,7 +369,12 @@ class _ScriptedCall(Call):
         if self._script is None:
             decode = methods.METHODS[self.method].request.decode
             self._script = self.run(proto.decode_request(decode, body))
-            self.advance(None)
+            self.resume()
+
+    def produce(self) -> None:
+        """Begin. A turn begins few calls: each costs far more than the bytes that ask for it."""
+        self.is_ready = False
+        self.advance(None)
 
     def wake(self) -> None:
         if self._stream is not None:
