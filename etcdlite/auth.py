@@ -35,6 +35,9 @@ import base64
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
+
+from sortedcontainers import SortedSet
 
 from etcdlite import log, proto
 from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, EtcdError, error
@@ -134,6 +137,8 @@ class Auth:
         """By user: tokens of earlier auth revisions are not valid."""
         for user in store.buckets.get(AUTH_USER, ()):
             self.since.setdefault(user.decode(), 0)
+        self._ring: SortedSet[tuple[int, str]] = SortedSet(map(_place, self.since))
+        """All users, in an order that nobody chooses."""
         self._forget()
         self._size_bytes = 0
         for bucket, decode in ((AUTH_USER, proto.User.decode), (AUTH_ROLE, proto.Role.decode)):
@@ -289,6 +294,16 @@ class Auth:
         record = self._store.buckets.get(AUTH_ROLE, {}).get(name.encode())
         return None if record is None else proto.Role.decode(record)
 
+    def decoy(self, name: str) -> bytes:
+        """The hash of an existing user's password, for a name that has none. Which user it is
+        depends on the name in a way that clients do not know, and changes for few names when users
+        are added or deleted. Takes microseconds however many there are: the time must not tell."""
+        if not self._ring:
+            return b""
+        at = self._ring.bisect_left((crc32(self.key + name.encode()), ""))
+        user = self.user(self._ring[at % len(self._ring)][1])
+        return b"" if user is None else user.password
+
     def users(self) -> list[str]:
         """All names, sorted."""
         return [name.decode() for name in sorted(self._store.buckets.get(AUTH_USER, ()))]
@@ -369,6 +384,7 @@ class Auth:
         self._put(AUTH_USER, name, None)
         self._set(_SINCE + name.encode(), None)
         self.since.pop(name, None)
+        self._ring.discard(_place(name))
         self._commit()
         log.info("deleted a user", user_name=name)
 
@@ -509,6 +525,7 @@ class Auth:
 
     def _set_since(self, name: str) -> None:
         self.since[name] = self.revision
+        self._ring.add(_place(name))
         self._set(_SINCE + name.encode(), self.revision.to_bytes(8, "big"))
 
     def _commit(self) -> None:
@@ -526,6 +543,10 @@ class Auth:
         self._forbidden.clear()
         for scan in self._scans:
             scan[0] = 0
+
+
+def _place(name: str) -> tuple[int, str]:
+    return crc32(name.encode()), name
 
 
 # Checks, by method. Each raises EtcdError.

@@ -297,6 +297,30 @@ def test_all_comes_back_from_the_store(store: Store, auth: Auth) -> None:
     assert again.revision == auth.revision
 
 
+def test_a_name_without_a_password_is_compared_with_that_of_one_user(
+    store: Store, auth: Auth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Always the same one, found without a look at the others: the time must not tell."""
+    assert auth.decoy("x") == b""
+    for n in range(300):
+        add_user(auth, f"user{n}", hashedPassword=base64.b64encode(b"%d" % n).decode())
+    names = [f"x{n}" for n in range(100)]
+    decoys = list(map(auth.decoy, names))
+    assert len(set(decoys)) > 40, "each user may be the one"
+    assert list(map(Auth(store).decoy, names)) == decoys, "of every member"
+    read: list[str] = []
+    user = auth.user
+    monkeypatch.setattr(auth, "user", lambda name: [read.append(name), user(name)][1])
+    monkeypatch.setattr(auth, "since", None)
+    assert auth.decoy("x0") == decoys[0] and len(read) == 1
+    monkeypatch.undo()
+    gone = f"user{int(decoys[0])}"
+    auth.delete_user(proto.AuthUserDeleteRequest(name=gone))
+    after = list(map(auth.decoy, names))
+    changed = [before for before, now in zip(decoys, after, strict=True) if before != now]
+    assert set(changed) == {decoys[0]}, "only for names that were compared with it"
+
+
 def test_limits(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
     add_role(auth, "r")
     monkeypatch.setattr(auth_module, "MAX_RECORD_BYTES", 100)

@@ -16,10 +16,9 @@ import base64
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from zlib import crc32
 
 from etcdlite import log, passwords, proto
-from etcdlite.auth import MAX_NAME_BYTES, Auth
+from etcdlite.auth import MAX_NAME_BYTES
 from etcdlite.errors import CANCELED, INVALID_ARGUMENT, UNAVAILABLE, EtcdError, error
 from etcdlite.methods import REHASH, TOKEN_KEY
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
@@ -197,11 +196,12 @@ class Logins:
         user = auth.user(name)
         has_password = user is not None and not (user.options and user.options.no_password)
         stored = user.password if user is not None and has_password else b""
+        decoy = auth.decoy(name)  # Also for a name that needs none: see above.
         revision, key, cost, tokens = auth.revision, auth.key, self._cost, self._tokens
 
         def compute() -> tuple[str, bytes]:
             """A token, and the hash to replace a bcrypt hash, if it is one."""
-            is_right = _compare(password, stored or _decoy(auth, name), name, cost)
+            is_right = _compare(password, stored or decoy, name, cost)
             if not (is_right and stored):
                 raise error("AuthFailed")
             is_old = passwords.is_bcrypt(stored)
@@ -249,14 +249,6 @@ class Logins:
         names[name] = line
         self._lines[job.host] = names
         self._waiting += 1
-
-
-def _decoy(auth: Auth, name: str) -> bytes:
-    """The hash of an existing user; which one depends on `name`. Called in a thread: `list` takes
-    the names at once."""
-    chosen = min(list(auth.since), key=lambda other: crc32(f"{name}/{other}".encode()), default="")
-    user = auth.user(chosen)
-    return b"" if user is None else user.password
 
 
 def _compare(password: str, stored: bytes, name: str, cost: Cost) -> bool:
