@@ -137,8 +137,7 @@ class Auth:
         """By user: tokens of earlier auth revisions are not valid."""
         for user in store.buckets.get(AUTH_USER, ()):
             self.since.setdefault(user.decode(), 0)
-        self._ring: SortedSet[tuple[int, str]] = SortedSet(map(_place, self.since))
-        """All users, in an order that nobody chooses."""
+        self._ring = SortedSet(self.since, key=lambda user: crc32(user.encode()))
         self._forget()
         self._size_bytes = 0
         for bucket, decode in ((AUTH_USER, proto.User.decode), (AUTH_ROLE, proto.Role.decode)):
@@ -295,13 +294,11 @@ class Auth:
         return None if record is None else proto.Role.decode(record)
 
     def decoy(self, name: str) -> bytes:
-        """The hash of an existing user's password, for a name that has none. Which user it is
-        depends on the name in a way that clients do not know, and changes for few names when users
-        are added or deleted. Takes microseconds however many there are: the time must not tell."""
-        if not self._ring:
-            return b""
-        at = self._ring.bisect_left((crc32(self.key + name.encode()), ""))
-        user = self.user(self._ring[at % len(self._ring)][1])
+        """The hash of an existing user's password, if there is one, for a name that has none. Which
+        user it is depends on the name in a way that clients do not know, and changes for few names
+        when users come and go. It takes no time that tells. (`_ring`: all users, shuffled.)"""
+        at = self._ring.bisect_key_left(crc32(self.key + name.encode()))
+        user = self.user(self._ring[at % len(self._ring)]) if self._ring else None
         return b"" if user is None else user.password
 
     def users(self) -> list[str]:
@@ -311,14 +308,6 @@ class Auth:
     def roles(self) -> list[str]:
         """All names, sorted."""
         return [name.decode() for name in sorted(self._store.buckets.get(AUTH_ROLE, ()))]
-
-    def permissions(self, name: str) -> bytes:
-        """Those of a role, encoded as field 2 of authpb.Role and of AuthRoleGetResponse: to decode
-        and encode thousands of them takes milliseconds. Raises RoleNotFound."""
-        record = self._store.buckets.get(AUTH_ROLE, {}).get(name.encode())
-        if record is None:
-            raise error("RoleNotFound")
-        return record[len(proto.Role(name=name.encode()).encode()) :]
 
     # Changes: each carries out a request of the log.
 
@@ -384,7 +373,7 @@ class Auth:
         self._put(AUTH_USER, name, None)
         self._set(_SINCE + name.encode(), None)
         self.since.pop(name, None)
-        self._ring.discard(_place(name))
+        self._ring.discard(name)
         self._commit()
         log.info("deleted a user", user_name=name)
 
@@ -525,7 +514,7 @@ class Auth:
 
     def _set_since(self, name: str) -> None:
         self.since[name] = self.revision
-        self._ring.add(_place(name))
+        self._ring.add(name)
         self._set(_SINCE + name.encode(), self.revision.to_bytes(8, "big"))
 
     def _commit(self) -> None:
@@ -543,10 +532,6 @@ class Auth:
         self._forbidden.clear()
         for scan in self._scans:
             scan[0] = 0
-
-
-def _place(name: str) -> tuple[int, str]:
-    return crc32(name.encode()), name
 
 
 # Checks, by method. Each raises EtcdError.

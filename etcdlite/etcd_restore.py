@@ -220,7 +220,7 @@ class EtcdBackup:
         if not key or role.name != key:
             raise ValueError(f"the record of role {key!r} has the name of another one")
         key.decode()
-        self._roles[key] = role.encode()
+        self._roles[key] = value
 
     def _changes(self, items: Iterator[bolt.Item]) -> Iterator[Change]:
         """The changes of the bucket `key`, checked one by one and as a history."""

@@ -108,6 +108,13 @@ def is_plain(request: proto.RangeRequest) -> bool:
     )
 
 
+def is_quick(request: proto.RangeRequest) -> bool:
+    """The index of the present has the answer, however large the range is: its count or first key.
+    Later it is of the past, and to count that takes longer with each change."""
+    is_few = request.count_only or request.limit == 1
+    return is_few and request.revision <= 0 and not (filters(request) or _order(request))
+
+
 def can_stream(request: proto.RangeRequest) -> bool:
     """The records of the answer stand in the order of keys, so it can be measured and then sent
     piece by piece. (A sorted one must be held until it is sorted.)"""

@@ -38,7 +38,7 @@ from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.mvcc import Store
 from etcdlite.plain_txn import GET, TARGETS, PlainTxn
 from etcdlite.proto import varint
-from etcdlite.ranges import AnswerTooLarge, is_plain, key_range, range_steps, size_steps
+from etcdlite.ranges import AnswerTooLarge, is_plain, is_quick, key_range, range_steps, size_steps
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -584,9 +584,10 @@ def apply_steps(
             if op.request_range is None:
                 results.append((yield from _write_steps(store, op, began, reading)))
             elif reading.is_asked:
-                result = _Result(b"\x0a", _header(now), (), op.request_range, now)
-                is_between = first < at - 1 < last and op.request_range.revision <= 0
-                if is_between or not op.request_range.range_end:
+                asked = op.request_range
+                result = _Result(b"\x0a", _header(now), (), asked, now)
+                is_between = first < at - 1 < last and asked.revision <= 0
+                if is_between or not asked.range_end or is_quick(asked):
                     yield from _read(store, result, reading)
                 results.append(result)
         return Applied(request, path, results, reading)

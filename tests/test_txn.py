@@ -356,6 +356,37 @@ def test_compares_see_the_state_before_and_reads_the_state_so_far() -> None:
     assert values(inner.responses[0]) == [b"1"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_quick"),
+    [
+        ({"limit": 1}, True),
+        ({"limit": 1, "keys_only": True}, True),
+        ({"count_only": True}, True),
+        ({"limit": 2}, False),
+        ({}, False),
+        ({"limit": 1, "sort_order": RangeRequest.DESCEND}, False),
+        ({"limit": 1, "min_mod_revision": 2}, False),
+        ({"count_only": True, "revision": 1}, False),
+    ],
+)
+def test_the_count_and_the_first_key_of_a_range_are_read_when_it_is_applied(
+    fields: dict[str, Any], is_quick: bool
+) -> None:
+    """Of many transactions, the later the answer is read, the more changes its count looks at."""
+    rig = StoreRig()
+    store = rig.store
+    run(rig, *(put(b"k%d" % n) for n in range(100)))
+    keys = RequestOp(request_range=RangeRequest(key=b"k", range_end=b"l", **fields))
+    for ops in ([put(b"k")], [keys, put(b"k0")], [put(b"k1"), keys]):
+        applied = finish(txn.apply_steps(store, TxnRequest(success=[*ops, keys])))
+        assert applied.can_answer_now(store.limits.step_bytes) == is_quick
+        store.end_revision()
+        answer = proto.TxnResponse.decode(finish(applied.answer_steps(store)))
+        found = proto.RangeResponse.decode(finish(range_steps(store, keys.request_range)))
+        assert answer.responses[-1].response_range.kvs == found.kvs
+        assert answer.responses[-1].response_range.count == found.count
+
+
 def test_all_changes_of_a_transaction_are_one_revision() -> None:
     rig = StoreRig()
     response = run(rig, put(b"a"), put(b"b"), delete(b"c"), nested(put(b"d")))

@@ -303,8 +303,6 @@ class Leadership:
 
     def answer_transfers(self) -> None:
         """Answer the transfers that are done, and fail those that take too long."""
-        if not self._transfers:
-            return
         now = self._clock()
         for transfer in self._transfers[:]:
             since, node, session, request_id, method = transfer

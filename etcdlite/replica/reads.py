@@ -800,17 +800,6 @@ def _timeline(state: State, request: proto.TimelineRequest) -> Steps:
     return b"".join(pieces)
 
 
-def _names(names: Callable[[Auth], list[str]]) -> Callable[[State, Any], Steps]:
-    """The reader of a method that lists all users or roles, as field 2 of its response."""
-
-    def steps(state: State, request: Any) -> Steps:
-        header, encoded = state.header, map(str.encode, names(state.auth))
-        parts = (b"\x12" + varint(len(name)) + name for name in encoded)
-        return (yield from join_steps(chain((header,), parts)))
-
-    return steps
-
-
 def _of_auth(answer: Callable[[Auth, Any], proto.Message]) -> Callable[[State, Any], Steps]:
     """The reader of a method that shows users or roles."""
     return _in_one_step(lambda state, request: state.header + answer(state.auth, request).encode())
@@ -838,10 +827,12 @@ READERS: dict[int, Callable[[State, Any], Steps]] = methods.by_number(
                 roles=auth.existing_user(asked.name).roles
             )
         ),
-        "Auth.UserList": _names(Auth.users),
-        "Auth.RoleGet": _in_one_step(
-            lambda state, request: state.header + state.auth.permissions(request.role)
+        "Auth.UserList": _of_auth(lambda auth, _: proto.AuthUserListResponse(users=auth.users())),
+        "Auth.RoleGet": _of_auth(
+            lambda auth, asked: proto.AuthRoleGetResponse(
+                perm=auth.existing_role(asked.role).keyPermission
+            )
         ),
-        "Auth.RoleList": _names(Auth.roles),
+        "Auth.RoleList": _of_auth(lambda auth, _: proto.AuthRoleListResponse(roles=auth.roles())),
     },
 )
