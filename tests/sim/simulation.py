@@ -212,8 +212,11 @@ class Simulation:
                 self.administrator.is_active = True
 
     def _compare_hashes(self) -> None:
-        """Members at the same place in the log have the same state."""
+        """Members at the same place in the log have the same state, and none is told to differ."""
         self.world.at(HASH_INTERVAL_S, self._compare_hashes)
+        for node in self.world.nodes.values():
+            if node.is_up and node.member.state.alarms.is_corrupt:
+                raise Violation(f"{node.name} has the alarm CORRUPT, which stops all writes")
         stores = [
             (node.name, node.member.state.store)
             for node in self.world.nodes.values()

@@ -685,8 +685,10 @@ class Node:
             offset = rng.randrange(SEGMENT_HEADER.size, size)
             if isinstance(data.disk, SealedDisk):
                 offset += BLOCK_BYTES  # Behind its header.
-            self.disk.content(path)[offset] ^= 1 << rng.randrange(8)
-            self.world.note(f"{self.name} has rot in {path} at {offset}")
+            content, bit = self.disk.content(path), 1 << rng.randrange(8)
+            if offset < len(content):  # The end of a sealed file may wait in memory.
+                content[offset] ^= bit
+                self.world.note(f"{self.name} has rot in {path} at {offset}")
         self.is_rotten = True
         return True
 
