@@ -1361,7 +1361,7 @@ class Watching(RuleBasedStateMachine):
         lambda watched, **fields: {"key": watched[0], "range_end": watched[1], **fields},
         watched=st.sampled_from(RANGES),
         # Relative to the store's revision; 0: from now on.
-        start_revision=st.sampled_from([0, 0, 0, -6, -2, -1, 1, 3]),
+        start_revision=st.sampled_from([0, 0, 0, -6, -5, -4, -3, -2, -1, 1, 3]),
         watch_id=st.sampled_from([0, 0, 0, 1, 5, -3]),
         filters=st.sampled_from([(), (), (NOPUT,), (NODELETE,)]),
         prev_kv=st.booleans(),
@@ -1369,10 +1369,12 @@ class Watching(RuleBasedStateMachine):
         progress_notify=st.booleans(),
     )
 
-    @initialize(fragment_bytes=st.sampled_from([150, 100_000]))
-    def begin(self, fragment_bytes: int) -> None:
+    @initialize(
+        fragment_bytes=st.sampled_from([150, 100_000]), slice_bytes=st.sampled_from([60, 400])
+    )
+    def begin(self, fragment_bytes: int, slice_bytes: int) -> None:
         limits = Limits(
-            slice_bytes=60,
+            slice_bytes=slice_bytes,
             slice_matches=3,
             near_revisions=4,
             max_events_at_once=4,
@@ -1383,6 +1385,8 @@ class Watching(RuleBasedStateMachine):
             response_bytes=100,
             tick_timers=2,
         )
+        self.few_starts = mock.patch.object(watch, "MAX_STARTS", 1)
+        self.few_starts.start()
         self.member = Member(fragment_bytes=fragment_bytes, progress_interval_s=1.0, limits=limits)
         self.member.store.pauses = 1
         self.waiting: list[Any] = []
@@ -1392,6 +1396,12 @@ class Watching(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "readers"):
             return
+        try:
+            self.check_end()
+        finally:
+            self.few_starts.stop()
+
+    def check_end(self) -> None:
         self.notify()
         for client in self.readers:
             client.inbox.blocked = False
