@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import re
 import selectors
@@ -220,6 +221,12 @@ def client(lone: LoneMember) -> Client:
 
 
 # --- Unary -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="instances have a dict before Python 3.11")
+def test_a_session_has_no_dict_of_its_own(client: Client) -> None:
+    parts = gc.get_referents(client.session)
+    assert all(part is not vars(client.session) for part in parts)
 
 
 def test_a_put_and_a_range(client: Client) -> None:
