@@ -307,6 +307,8 @@ def test_a_request_is_of_the_user_that_asked_for_it_whoever_logs_in_after_it(
         root.send(name, **fields)
     send(3, asked[0], **asked[1])
     session.logged_in(root.current_token)  # As if a login was answered now.
+    while session.has_more:  # A lock's call begins only now.
+        session.produce()
     house.settle()
     send(3, "Auth.UserList")  # The id may be used again, and is of the new user then.
     house.settle()

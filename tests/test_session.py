@@ -299,6 +299,7 @@ def test_what_requests_hold_counts_as_memory_until_they_are_answered(tmp_path: P
         lone.settle()
         while session.has_more:
             session.produce()
+            lone.settle()
         take_output(session)
         assert session.kept_bytes == 0, method
     lone.close()

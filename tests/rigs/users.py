@@ -86,6 +86,8 @@ class User:
                 self.messages[request_id] = []
                 self.calls.open(request_id, method.number, CALLS[method.number])
                 self.calls.message(request_id, body)
+                while self.calls.have_more:  # A lock's call begins only now.
+                    self.calls.produce()
             else:
                 frame = frames.frame(request_id, method.number, 0, body)
                 handle, decode = api.HANDLERS[method.number]
