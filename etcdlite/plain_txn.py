@@ -47,7 +47,7 @@ _GETS = {bytes((0x1A, n + 4, GET, n + 2, 0x0A, n)): n for n in range(1, 124)}
 """The bytes before the key in a failure branch that gets one key -> the size of the key."""
 
 _TWO_BYTES, _THREE_BYTES = (1 << 14) - 1, (1 << 21) - 1
-"""The largest lengths in so many bytes. A longer one is read as a larger number."""
+"""The largest numbers that varints of two and of three bytes can hold: longer ones read larger."""
 
 
 def _compares(txn: PlainTxn) -> list[proto.Message]:

@@ -119,8 +119,8 @@ EVENTS_PER_SEND = 64
 """In `send_step_watches`, this many events that are joined count as one more watch."""
 
 MAX_STARTS = 32
-"""A slice of history ends before watches begin at one more revision than this in its course. Each
-start is a group of its own, whose events are matched and joined apart."""
+"""The most revisions within one slice of history at which watches begin; the slice ends before the
+next one. Watches that begin at one revision are a group, and each group is matched by itself."""
 
 _EVERYTHING = b""
 """The end of a range without an upper bound."""
@@ -793,7 +793,7 @@ class WatchHub:
         is_lag = sweep is self.lag
         joined: list[_Watch] = []
         moved = starts = 0
-        reached = first  # A watch that arrives meanwhile below this was passed.
+        reached = first  # A watch that comes during a yield and begins below this waits.
         while (start := next(self._behind.irange(reached, last), None)) is not None:
             if start > reached:
                 reached = start

@@ -451,7 +451,7 @@ def test_the_log_names_the_first_of_the_slow_requests(
 def test_with_users_slow_and_failed_requests_are_those_of_clients(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An entry also says for whom its requests are. That is none of the requests."""
+    """With users, an entry begins with the author of its requests, which counts as none of them."""
     lone = LoneMember(tmp_path, warn_request_s=-1.0, warn_apply_s=-1.0)
     add_users(lone)
     ann = User(lone).log_in("ann")

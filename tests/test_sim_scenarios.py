@@ -357,7 +357,7 @@ def test_no_leader_is_deposed_on_ordinary_days(seed: int, members: int) -> None:
 
 
 def test_a_leader_hands_over_only_to_a_faster_disk() -> None:
-    """On disks that are all as slow, handing over costs time and helps nobody."""
+    """When all disks are equally slow, a handover only costs time."""
     calm = Calm(1)
     world = calm.world
     world.sync_s, world.quick_saves = (0.7, 0.7), 0.0

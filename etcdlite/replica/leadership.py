@@ -315,8 +315,8 @@ class Leadership:
                 session.fail(request_id, method, error("TimeoutDueToLeaderFail"))
 
     def hand_over_if_slow(self, now: float, unsynced_since: float) -> None:
-        """Hand over to a voter in contact whose disk has what this one has not, if a write has been
-        pending since `unsynced_since` for half an election timeout. Only the leader calls this."""
+        """If a write to this disk has been pending, since `unsynced_since`, for half an election
+        timeout, hand over to a reachable voter that has it on disk already. Only on the leader."""
         if now - unsynced_since < self._election_timeout_s / 2:
             return
         if now - self._handed_over_at < 2 * self._election_timeout_s:

@@ -212,7 +212,7 @@ class Simulation:
                 self.administrator.is_active = True
 
     def _compare_hashes(self) -> None:
-        """Members at the same place in the log have the same state, and none is told to differ."""
+        """Members at one place in the log have equal states, and no alarm CORRUPT is raised."""
         self.world.at(HASH_INTERVAL_S, self._compare_hashes)
         for node in self.world.nodes.values():
             if node.is_up and node.member.state.alarms.is_corrupt:
