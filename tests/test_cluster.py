@@ -1291,7 +1291,7 @@ def test_a_read_whose_round_is_lost_is_answered_though_others_come() -> None:
     assert world.now < began + 2 and not isinstance(client.answers[lost], EtcdError)
 
 
-def backup_call(node: Node) -> streams.SnapshotCall:
+def backup_call(node: Any) -> streams.SnapshotCall:
     """A snapshot call that raises its errors, instead of sending them to a client."""
 
     def fail(request_id: int, method: int, failure: EtcdError) -> None:
@@ -1301,9 +1301,14 @@ def backup_call(node: Node) -> streams.SnapshotCall:
         calls=SimpleNamespace(quota=Quota()),
         protocol="native",
         resume=lambda _: None,
+        send_message=lambda *_: None,
+        is_blocked=False,
+        is_stalled=lambda _: False,
+        end_call=lambda *_: setattr(call, "is_closed", True),
         fail=fail,
     )
-    return streams.SnapshotCall(node.member, owner, 1, methods.SNAPSHOT)
+    call = streams.SnapshotCall(node.member, owner, 1, methods.SNAPSHOT)
+    return call
 
 
 def test_no_backup_is_taken_while_a_snapshot_is_installed() -> None:

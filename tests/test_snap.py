@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rigs.member_rig import MemberRig
 from rigs.store_rig import SMALL_LIMITS, check_store
+from test_cluster import backup_call
 from test_recovery import live, random_write
 
 from etcdlite import backup, bootstrap, datadir, proto, snap
 from etcdlite.datadir import StartError
-from etcdlite.errors import EtcdError
+from etcdlite.errors import DATA_LOSS, EtcdError
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.replica.alarms import NOSPACE
@@ -213,14 +214,30 @@ def test_a_damaged_snapshot_is_refused_and_leaves_no_member(tmp_path: Path) -> N
     assert datadir.exists(Disk(), str(data_dir))
 
 
-def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss() -> None:
+def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "PARTS_PER_SLICE", 1)
     rig = lived()
-    stream = streams.snapshot_parts(rig.member)
-    next(stream)
+    call = backup_call(rig)
+    call.message(b"")
+    call.produce()
     rig.disk.fail_at = 1  # type: ignore[attr-defined]
-    with pytest.raises(EtcdError, match="cannot read the snapshot"):
-        for _ in stream:
-            pass
+    with pytest.raises(EtcdError, match="cannot read the data; ask another member") as failed:
+        while not call.is_closed:
+            call.produce()
+    assert failed.value.code == DATA_LOSS
+    assert not sum(rig.member.metrics.snapshot_s.counts), "only whole ones count"
+
+
+def test_the_time_of_a_backup_is_measured() -> None:
+    rig = lived()
+    call = backup_call(rig)
+    call.message(b"")
+    while not call.is_closed:
+        assert not sum(rig.member.metrics.snapshot_s.counts)
+        call.produce()
+    assert sum(rig.member.metrics.snapshot_s.counts) == 1
 
 
 def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ through an internal client that keeps only the text. The differences:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from functools import partial
 from typing import Any, NamedTuple
@@ -65,8 +66,9 @@ MAX_EVENT_BYTES = 128 << 10
 MAX_HELD = 1000
 """Keys that a member remembers to have answered."""
 
-CALL_BYTES = 2500
-"""The approximate memory of a waiting call, beyond the `REQUEST_BYTES` of each request."""
+CALL_BYTES = 2500 if sys.version_info >= (3, 11) else 4000
+"""The approximate memory of a waiting call, beyond the `REQUEST_BYTES` of each request. Before
+Python 3.11, each message and each call has a dict."""
 
 LEASE_TTL_S = 60
 """The TTL of the lease made for a request with lease 0."""

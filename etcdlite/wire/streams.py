@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -244,18 +244,6 @@ class KeepAliveCall(Call):
             self.end()
 
 
-@contextmanager
-def _sending(member: Member, what: str) -> Iterator[None]:
-    """Measures the time to send a backup. Raises EtcdError DataLoss if a file cannot be read."""
-    began = member.clock()
-    try:
-        yield
-    except (OSError, DataDamaged) as failure:
-        text = f"etcdlite: cannot read the {what}; ask another member: {failure}"
-        raise EtcdError(DATA_LOSS, text) from failure
-    member.metrics.snapshot_s.observe(member.clock() - began)
-
-
 def _responses(
     header: bytes, version: str, left_bytes: int, parts: Iterable[bytes | None]
 ) -> Iterator[bytes | None]:
@@ -270,27 +258,24 @@ def _responses(
 
 
 def snapshot_parts(member: Member) -> Iterator[bytes | None]:
-    """The snapshot as encoded SnapshotResponses. Raises as `_sending`."""
+    """The snapshot as encoded SnapshotResponses. Raises OSError and DataDamaged."""
     identity, store = member.identity, member.state.store
     header = identity.header(store.revision)
-    with (
-        _sending(member, "snapshot"),
-        closing(Image(store, identity.cluster_id, identity.member_id)) as image,
-    ):
+    with closing(Image(store, identity.cluster_id, identity.member_id)) as image:
         yield from _responses(header, ETCD_API_VERSION, image.size_bytes, image.parts())
 
 
 def etcd_backup_parts(member: Member, resume: Callable[[], None]) -> Iterator[bytes | None]:
     """The backup in etcd's format as encoded SnapshotResponses; an empty one is a pause. After
-    None, go on when `resume` was called. Raises as `_sending`, and EtcdError Unavailable if the
-    store was replaced."""
+    None, go on when `resume` was called. Raises OSError, DataDamaged, and EtcdError Unavailable if
+    the store was replaced."""
     from etcdlite.etcd_backup import VERSION, EtcdImage
 
     while member.is_applying:
         yield b""
     store = member.state.store
     header = member.identity.header(store.marked_revision)
-    with _sending(member, "data"), ExitStack() as opened:
+    with ExitStack() as opened:
         image = EtcdImage(store)
         opened.callback(image.close)
         writer: Any = member.start_writer and member.start_writer(image, resume)
@@ -363,6 +348,7 @@ class SnapshotCall(Call):
     def _begin(self, make: Making) -> None:
         if not self.is_closed:
             self._parts = make(self.member, self._resume)  # type: ignore[assignment]
+            self._began_at = self.member.clock()
             self.resume()
 
     def _resume(self) -> None:
@@ -388,8 +374,13 @@ class SnapshotCall(Call):
             return  # A slice would delay the log thread, which needs the interpreter.
         ends_at = began + member.background.slice_s
         for _ in range(PARTS_PER_SLICE):
-            part = next(self._parts, _END)
+            try:
+                part = next(self._parts, _END)
+            except (OSError, DataDamaged) as failure:
+                text = f"etcdlite: cannot read the data; ask another member: {failure}"
+                raise EtcdError(DATA_LOSS, text) from failure
             if part is _END:
+                member.metrics.snapshot_s.observe(member.clock() - self._began_at)
                 self.end()
                 return
             if part is None:
