@@ -107,10 +107,10 @@ define need
 	@if ! ( $(2) ) >/dev/null 2>&1; then \
 	  if ! command -v apt-get >/dev/null; then \
 	    echo "make: $(1) is missing: install it with the system's package manager" >&2; exit 1; \
-	  elif [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -qy $(1); \
+	  elif [ "$$(id -u)" = 0 ]; then packaging/apt-get-install $(1); \
 	  elif command -v sudo >/dev/null; then \
 	    echo "make: $(1) is missing; installing it with sudo apt-get install" >&2; \
-	    sudo apt-get update -q && sudo apt-get install -qy $(1); \
+	    sudo packaging/apt-get-install $(1); \
 	  else echo "make: $(1) is missing: as root, run: apt-get install $(1)" >&2; exit 1; fi; \
 	fi
 endef

@@ -393,6 +393,30 @@ def test_the_versions_agree():
     assert heading[2] == date.isoformat(), "the two changelogs have other dates"
 
 
+def test_an_installation_waits_for_another_apt(tmp_path):
+    """apt-get update is refused three times; an installation waits by itself, if it is told to."""
+    (tmp_path / "sleep").write_text("#!/bin/sh\necho sleep $1 >> done\n")
+    (tmp_path / "apt-get").write_text(
+        "#!/bin/sh\necho apt-get $* >> done\n"
+        '[ $1 = install ] || [ "$(grep -c update done)" -gt 3 ]\n'
+    )
+    for name in ("sleep", "apt-get"):
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    install = PACKAGING / "apt-get-install"
+    run(install, "--no-install-recommends", "a", "b", cwd=tmp_path, env=environ)
+    *waited, installed = (tmp_path / "done").read_text().splitlines()
+    update = "apt-get update -q"
+    assert waited == [update, "sleep 5", update, "sleep 10", update, "sleep 15", update]
+    waits = "-o DPkg::Lock::Timeout=600"
+    assert installed == f"apt-get install -qy {waits} --no-install-recommends a b"
+    for caller in ("Makefile", "packaging/build-deb"):
+        lines = (ROOT / caller).read_text().splitlines()
+        commands = [line for line in lines if "apt-get" in line and not re.search("echo |^#", line)]
+        assert any("packaging/apt-get-install" in line for line in commands), caller
+        assert not any("apt-get install" in line or "apt-get update" in line for line in commands)
+
+
 def test_a_release_is_of_what_is_committed():
     """`make release` builds from a clean checkout only, and lists what it builds."""
     rule = (ROOT / "Makefile").read_text().partition("\nrelease:\n")[2].partition("\n\n")[0]
