@@ -187,11 +187,11 @@ def _check_contents(settings: Any) -> list[str]:
     from etcdlite.server import load_tokens
     from etcdlite.storage.disk import Disk
 
-    disk, data_dir, wal_dir = Disk(), settings.data_dir, settings.wal_dir
+    home = datadir.Home(Disk(), settings.data_dir, settings.wal_dir)
     problems = channels.check(settings)
     try:
-        datadir.check_contents(disk, data_dir, wal_dir, settings.own_files)
-        keys.check_start(disk, data_dir, wal_dir, keys.read(settings.encryption_key_file))
+        datadir.check_contents(home, settings.own_files)
+        keys.check_start(home._replace(keys=keys.read(settings.encryption_key_file)))
         load_tokens(settings)
     except (Explained, OSError) as failure:
         problems.append(str(failure))

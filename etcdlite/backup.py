@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir, snap
 from etcdlite.age import AgeError, DecryptedFile, Identity
+from etcdlite.datadir import Home
 from etcdlite.etcd_restore import MAX_REVISION, EtcdBackup, has_digest, is_etcd
 from etcdlite.flags import NAME
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.replica.membership import derive_cluster_id
-from etcdlite.sealing import Keyring
 from etcdlite.snap import Report, SnapshotError
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.layout import ALARM, DataDamaged
@@ -51,34 +51,28 @@ def status(path: str, progress: Report = None, identities: Sequence[Identity] = 
 
 def restore(
     path: str,
-    data_dir: str,
+    home: Home,
     *,
     name: str = "default",
     initial_cluster: str = "",
     initial_cluster_token: str = "etcd-cluster",
     initial_advertise_peer_urls: str = "http://localhost:2380",
-    wal_dir: str = "",
     skip_hash_check: bool = False,
     bump_revision: int = 0,
     progress: Report = None,
-    segment_bytes: int = 16 << 20,
-    wal_segment_bytes: int = 16 << 20,
-    keys: Keyring | None = None,
     identities: Sequence[Identity] = (),
 ) -> None:
-    """Make a new member's data directory of a snapshot. It has the keys, revisions and leases of
+    """Make a new member of a snapshot. It has the keys, revisions and leases of
     the snapshot, but its own membership, so a restored member never joins its old cluster.
 
     With `bump_revision` the revision continues that much higher, and everything up to there is
     compacted: if it exceeds the number of writes after the snapshot, no client sees revisions go
     back, and watches that have seen later ones are told. All members need the same. `progress` gets
-    (bytes done, total bytes). With `keys` the data directory is encrypted. `identities` decrypt the
-    file; nothing of it is written that is not encrypted with `keys`, if there are any. Raises
-    Explained, OSError."""
+    (bytes done, total bytes). `identities` decrypt the file; nothing of it is written that is not
+    encrypted with the member's keys, if it has any. Raises Explained, OSError."""
     founding = founding_of(
         name, initial_cluster, initial_cluster_token, initial_advertise_peer_urls
     )
-    disk = Disk()
     with opened(path, identities) as file:
         kind = EtcdBackup if is_etcd(file) else _OwnBackup
         backup = kind(path, file, skip_hash_check, progress)
@@ -87,27 +81,27 @@ def restore(
                 f"revision {backup.revision + bump_revision} is too high; bump the revision by less"
             )
         founding = of_backup(founding, backup.revision + bump_revision, backup.index)
-        sealed = datadir.data_disk(disk, keys, founding.cluster_id, founding.member_id)
-        with new_member(disk, data_dir, wal_dir) as directory:
-            store = backup.make_store(sealed, f"{directory}/data", segment_bytes)
+        sealed = home.data_disk(founding.cluster_id, founding.member_id)
+        with new_member(home) as directory:
+            store = backup.make_store(sealed, f"{directory}/data", home.segment_bytes)
             if bump_revision:
                 store.skip_revisions(bump_revision)
             for key in list(store.buckets.get(ALARM, ())):
                 store.set_bucket(ALARM, key, None)
-            datadir.finish(disk, directory, wal_dir, store, founding, wal_segment_bytes, keys)
+            datadir.finish(home, directory, store, founding)
 
 
 @contextmanager
-def new_member(disk: Disk, data_dir: str, wal_dir: str) -> Iterator[str]:
+def new_member(home: Home) -> Iterator[str]:
     """The directory in which a member is prepared for `datadir.finish`. After a failure, what was
     written there is removed. Raises StartError, OSError."""
-    with closing(datadir.lock(disk, data_dir, wal_dir)):
-        directory = datadir.begin(disk, data_dir, wal_dir, datadir.RESTORE)
+    with closing(datadir.lock(home)):
+        directory = datadir.begin(home, datadir.RESTORE)
         try:
             yield directory
         finally:
-            if disk.exists(directory):
-                disk.remove_tree(directory)
+            if home.disk.exists(directory):
+                home.disk.remove_tree(directory)
 
 
 class _OwnBackup:

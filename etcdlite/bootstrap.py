@@ -23,9 +23,8 @@ from etcdlite.channel import ChannelError, Dialing, shake_hands
 from etcdlite.client import connection
 from etcdlite.client.errors import EtcdliteError
 from etcdlite.config import Config
-from etcdlite.datadir import Founding, StartError
+from etcdlite.datadir import Founding, Home, StartError
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
-from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import format_address, host_port
 from etcdlite.versions import CURRENT, incompatibility, parse
@@ -93,15 +92,13 @@ def rejoin(settings: Config, waits: Waits, dialing: Dialing) -> Founding:
     return _join(settings.name, _initial_cluster(settings), waits, True, dialing)
 
 
-def create_member(
-    settings: Config, disk: Disk, founding: Founding, urls: list[str], keys: Keyring | None
-) -> None:
+def create_member(settings: Config, home: Home, founding: Founding, urls: list[str]) -> None:
     """Create a new member's data directory; `urls` are for clients. Raises StartError, OSError."""
     is_joining = settings.initial_cluster_state == "existing"
     if not is_joining and len(founding.members) == 1:
         # With others, each member publishes its URLs once it runs: all must begin with the same.
         founding.members[0].clientURLs = urls
-        _warn_of_other_data(disk, settings.data_dir)
+        _warn_of_other_data(home.disk, home.data_dir)
     log.info(
         "starting local member",
         local_member_id=f"{founding.member_id:x}",
@@ -113,16 +110,7 @@ def create_member(
             for url in member.peerURLs
         ),
     )
-    datadir.create(
-        disk,
-        settings.data_dir,
-        settings.wal_dir,
-        founding,
-        keys=keys,
-        is_joining=is_joining,
-        segment_bytes=settings.segment_bytes,
-        wal_segment_bytes=settings.wal_segment_bytes,
-    )
+    datadir.create(home, founding, is_joining)
 
 
 def _warn_of_other_data(disk: Disk, data_dir: str) -> None:
@@ -135,7 +123,7 @@ def _warn_of_other_data(disk: Disk, data_dir: str) -> None:
         names = [name for name in disk.list(folder) if name.endswith(".etcdlite")]
     except OSError:
         return  # It does not exist yet, or may not be read.
-    if others := [name for name in names if datadir.exists(disk, f"{folder}/{name}")]:
+    if others := [name for name in names if Home(disk, f"{folder}/{name}").exists]:
         log.warn(
             "this member begins without data, and there is data of other names beside it. If it "
             "was renamed, stop it, and name the old directory as data-dir",

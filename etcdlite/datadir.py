@@ -54,6 +54,44 @@ class StartError(Explained):
     """The member cannot start. The text says why and what to do."""
 
 
+class Home(NamedTuple):
+    """Where a member keeps its files."""
+
+    disk: Disk
+    data_dir: str
+    wal_dir: str = ""
+    """The directory of the log; empty: it is in the data directory."""
+    keys: Keyring | None = None
+    """What the files are sealed with; None: what is written is plain."""
+    segment_bytes: int = 16 << 20
+    wal_segment_bytes: int = 16 << 20
+    """The sizes of new segments of the data and of the log."""
+
+    @property
+    def member(self) -> str:
+        return f"{self.data_dir}/member"
+
+    @property
+    def data(self) -> str:
+        """The folder of the segments and the checkpoint."""
+        return f"{self.member}/data"
+
+    @property
+    def logs(self) -> str:
+        return self.wal_dir or f"{self.member}/wal"
+
+    @property
+    def exists(self) -> bool:
+        """There is a member."""
+        return self.disk.exists(self.member)
+
+    def data_disk(self, cluster_id: int, member_id: int) -> Disk:
+        """The disk on which the member has its data: its files are sealed if there are keys."""
+        if self.keys is None:
+            return self.disk
+        return SealedDisk(self.disk, self.keys, _IDENTITY.pack(cluster_id, member_id))
+
+
 class Opened(NamedTuple):
     """A member's state as recovered from disk."""
 
@@ -77,13 +115,14 @@ _EXPECTED = frozenset(("lock", "fixtures", "member", "member.tmp", "restore.tmp"
 lost+found."""
 
 
-def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()) -> File:
+def lock(home: Home, own: Collection[str] = ()) -> File:
     """Create the data directory if it is missing, and take its lock.
 
     Raises StartError, before anything is written, if the directory cannot be used, or if it or
     `wal_dir` holds anything but a member. `own`: paths of other files that may be there."""
+    disk, data_dir = home.disk, home.data_dir
     try:
-        check_contents(disk, data_dir, wal_dir, own)
+        check_contents(home, own)
         disk.make_dir(data_dir)
         return disk.lock(f"{data_dir}/lock")
     except BlockingIOError:
@@ -99,19 +138,19 @@ def lock(disk: Disk, data_dir: str, wal_dir: str = "", own: Collection[str] = ()
         ) from failure
 
 
-def check_contents(disk: Disk, data_dir: str, wal_dir: str, own: Collection[str]) -> None:
+def check_contents(home: Home, own: Collection[str]) -> None:
     """Check the directories of a start; writes nothing. `own`: paths of other files that may be
     there. Raises StartError if one holds anything but a member, and OSError."""
-    if exists(disk, data_dir):
-        has_log = WAL.exists(disk, wal_directory(data_dir, wal_dir))
-        if not has_log and disk.exists(f"{data_dir}/member/snap"):
+    disk, data_dir, wal_dir, *_ = home
+    if home.exists:
+        if not WAL.exists(disk, home.logs) and disk.exists(f"{home.member}/snap"):
             raise StartError(
                 f"{data_dir} is a data directory of etcd, which etcdlite cannot continue. Give "
                 "another --data-dir, and make it of a backup of the etcd with 'etcdlite-ctl "
                 "snapshot restore': see docs/etcd-backups.md"
             )
         return
-    member_dir = os.path.abspath(f"{data_dir}/member")
+    member_dir = os.path.abspath(home.member)
     if f"{os.path.abspath(wal_dir)}/".startswith(f"{member_dir}/"):
         raise StartError(
             f"wal-dir {wal_dir} is in {member_dir}, which a new member creates itself. Leave out "
@@ -137,14 +176,6 @@ def check_contents(disk: Disk, data_dir: str, wal_dir: str, own: Collection[str]
             )
 
 
-def exists(disk: Disk, data_dir: str) -> bool:
-    return disk.exists(f"{data_dir}/member")
-
-
-def wal_directory(data_dir: str, wal_dir: str) -> str:
-    return wal_dir or f"{data_dir}/member/wal"
-
-
 def identity(metadata: bytes) -> tuple[int, int]:
     """Cluster id and member id, from the metadata of the log."""
     cluster_id, member_id = _IDENTITY.unpack(metadata)
@@ -160,47 +191,33 @@ class Founding(NamedTuple):
     """`Member` messages, including this member's."""
 
 
-def data_disk(disk: Disk, keys: Keyring | None, cluster_id: int, member_id: int) -> Disk:
-    """The disk on which a member has its data: its files are sealed if there are keys."""
-    if keys is None:
-        return disk
-    return SealedDisk(disk, keys, _IDENTITY.pack(cluster_id, member_id))
-
-
 def create(
-    disk: Disk,
-    data_dir: str,
-    wal_dir: str,
-    founding: Founding,
-    *,
-    keys: Keyring | None = None,
-    is_joining: bool = False,
-    version: Version = CURRENT,
-    segment_bytes: int,
-    wal_segment_bytes: int,
+    home: Home, founding: Founding, is_joining: bool = False, version: Version = CURRENT
 ) -> None:
     """Create a new member. One that joins a running cluster begins without members: it receives
     the membership from the leader, as it receives all other state. A new cluster has the cluster
     version `version`. Raises StartError, OSError."""
-    if disk.exists(f"{data_dir}/{RESTORE}"):
+    restored = f"{home.data_dir}/{RESTORE}"
+    if home.disk.exists(restored):
         raise StartError(
-            f"a restore of a backup into data directory {data_dir} was interrupted. Repeat it, or "
-            f"remove {data_dir}/{RESTORE} to begin with an empty member"
+            f"a restore of a backup into data directory {home.data_dir} was interrupted. Repeat "
+            f"it, or remove {restored} to begin with an empty member"
         )
-    directory = begin(disk, data_dir, wal_dir, _FIRST_START)
-    sealed = data_disk(disk, keys, founding.cluster_id, founding.member_id)
-    store = Store.create(sealed, f"{directory}/data", Lessor(), segment_bytes)
+    directory = begin(home, _FIRST_START)
+    sealed = home.data_disk(founding.cluster_id, founding.member_id)
+    store = Store.create(sealed, f"{directory}/data", Lessor(), home.segment_bytes)
     if is_joining:
         founding = founding._replace(members=[])
     elif version > OLDEST:
         store.set_bucket(layout.CLUSTER, layout.CLUSTER_VERSION, str(version).encode())
-    finish(disk, directory, wal_dir, store, founding, wal_segment_bytes, keys)
+    finish(home, directory, store, founding)
 
 
-def begin(disk: Disk, data_dir: str, wal_dir: str, name: str) -> str:
+def begin(home: Home, name: str) -> str:
     """Make the empty directory `name` in which a new member is prepared, and return its path.
     `finish` publishes it. Raises StartError if the data directory already holds a member."""
-    if exists(disk, data_dir):
+    disk, data_dir, wal_dir, *_ = home
+    if home.exists:
         raise StartError(f"data directory {data_dir} already holds a member; name another one")
     for left in (f"{data_dir}/{_FIRST_START}", f"{data_dir}/{RESTORE}"):
         for folder in _new_logs(disk, left):
@@ -216,17 +233,10 @@ def begin(disk: Disk, data_dir: str, wal_dir: str, name: str) -> str:
     return directory
 
 
-def finish(
-    disk: Disk,
-    directory: str,
-    wal_dir: str,
-    store: Store,
-    founding: Founding,
-    wal_segment_bytes: int,
-    keys: Keyring | None = None,
-) -> None:
+def finish(home: Home, directory: str, store: Store, founding: Founding) -> None:
     """Give the store a new membership, close it, create the log, and publish the member that
     `begin` started. `founding` has no members if this one joins others."""
+    disk, wal_dir = home.disk, home.wal_dir
     for bucket in (layout.MEMBER, layout.REMOVED):
         for key in list(store.buckets.get(bucket, ())):
             store.set_bucket(bucket, key, None)
@@ -235,7 +245,6 @@ def finish(
     store.mark(store.applied_index, store.applied_term)
     run(store.checkpoint())
     store.close()
-    data_dir = os.path.dirname(directory)
     metadata = _IDENTITY.pack(founding.cluster_id, founding.member_id)
     logs = f"{directory}/wal"
     if wal_dir:
@@ -243,7 +252,7 @@ def finish(
         disk.make_dir(f"{directory}/{folder}")
         disk.sync_dir(directory)
         logs = f"{wal_dir}/{folder}"
-    wal = WAL.create(disk, logs, metadata, wal_segment_bytes, keys=keys)
+    wal = WAL.create(disk, logs, metadata, home.wal_segment_bytes, keys=home.keys)
     if store.applied_index:
         wal.save(HardState(store.applied_term, 0, store.applied_index), ())
         wal.mark_snapshot(store.applied_index, store.applied_term)
@@ -251,16 +260,17 @@ def finish(
     disk.sync_dir(directory)
     if wal_dir:
         disk.sync_dir(os.path.dirname(os.path.abspath(wal_dir)))
-    disk.rename(directory, f"{data_dir}/member")
-    _settle(disk, data_dir, wal_dir)
+    disk.rename(directory, home.member)
+    _settle(home)
 
 
-def _settle(disk: Disk, data_dir: str, wal_dir: str) -> None:
+def _settle(home: Home) -> None:
     """Make the rename in `finish` durable, and move a new log to its place in wal-dir."""
+    disk, data_dir, wal_dir, *_ = home
     disk.sync_dir(data_dir)
     with suppress(PermissionError):  # Then the data directory was there before the first start.
         disk.sync_dir(os.path.dirname(os.path.abspath(data_dir)))
-    for folder in _new_logs(disk, f"{data_dir}/member"):
+    for folder in _new_logs(disk, home.member):
         new = f"{wal_dir}/{folder}"
         if disk.exists(new):
             if (names := disk.list(new)) and WAL.exists(disk, wal_dir):
@@ -269,7 +279,7 @@ def _settle(disk: Disk, data_dir: str, wal_dir: str) -> None:
                 disk.rename(f"{new}/{name}", f"{wal_dir}/{name}")
             disk.sync_dir(wal_dir)
             disk.remove_tree(new)
-            disk.remove_tree(f"{data_dir}/member/{folder}")
+            disk.remove_tree(f"{home.member}/{folder}")
 
 
 def _new_logs(disk: Disk, directory: str) -> list[str]:
@@ -310,13 +320,14 @@ def drop_snapshot(disk: Disk, data: str, index: int) -> None:
     _remove_tree(disk, f"{os.path.dirname(data)}/{_SNAPSHOT}{index:016x}")
 
 
-def data_folders(disk: Disk, data_dir: str) -> list[str]:
+def data_folders(home: Home) -> list[str]:
     """The folders of a member with segments and checkpoints, but for the one of a snapshot that is
     being received."""
-    directory = f"{data_dir}/member"
-    names = [name for name in disk.list(directory) if _SNAPSHOT_NAME.fullmatch(name)]
-    names += ["data"] if disk.exists(f"{directory}/data") else []
-    return [f"{directory}/{name}" for name in names]
+    names = [name for name in home.disk.list(home.member) if _SNAPSHOT_NAME.fullmatch(name)]
+    folders = [f"{home.member}/{name}" for name in names]
+    if home.disk.exists(home.data):
+        folders.append(home.data)
+    return folders
 
 
 def settle_snapshots(disk: Disk, data: str, marker_index: int) -> None:
@@ -358,47 +369,43 @@ def _check_version(disk: Disk, data: str, version: Version) -> None:
 
 
 def open_member(
-    disk: Disk,
-    data_dir: str,
-    wal_dir: str,
+    home: Home,
     *,
     min_ttl_s: int,
-    segment_bytes: int,
-    wal_segment_bytes: int,
     sync_enabled: bool,
     limits: Limits = DEFAULT_LIMITS,
-    keys: Keyring | None = None,
     version: Version = CURRENT,
 ) -> Opened:
     """Recover a member's state from its log and data.
 
     Raises StartError, DataDamaged, WALError, OSError."""
-    directory = f"{data_dir}/member"
-    logs = wal_directory(data_dir, wal_dir)
-    _settle(disk, data_dir, wal_dir)  # A kill may have come after the rename in `finish`.
-    if not WAL.exists(disk, logs):
+    logs, data = home.logs, home.data
+    _settle(home)  # A kill may have come after the rename in `finish`.
+    if not WAL.exists(home.disk, logs):
         raise StartError(
-            f"there is no write-ahead log in {logs}, but {directory} holds a member's data. Give "
+            f"there is no write-ahead log in {logs}, but {home.member} holds a member's data. Give "
             "the --wal-dir that belongs to it, or restore this member from a backup with "
             "'etcdlite-ctl snapshot restore'"
         )
-    _check_version(disk, f"{directory}/data", version)
-    wal, recovered = WAL.open(disk, logs, wal_segment_bytes, sync_enabled=sync_enabled, keys=keys)
+    _check_version(home.disk, data, version)
+    wal, recovered = WAL.open(
+        home.disk, logs, home.wal_segment_bytes, sync_enabled=sync_enabled, keys=home.keys
+    )
     ids = identity(recovered.metadata)
-    disk = data_disk(disk, keys, *ids)
-    settle_snapshots(disk, f"{directory}/data", recovered.snapshot[0])
-    if not disk.exists(f"{directory}/data/{CHECKPOINT}"):
+    disk = home.data_disk(*ids)
+    settle_snapshots(disk, data, recovered.snapshot[0])
+    if not disk.exists(f"{data}/{CHECKPOINT}"):
         raise StartError(
-            f"{directory}/data/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
+            f"{data}/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
             "this member from a backup with 'etcdlite-ctl snapshot restore'"
         )
     lessor = Lessor(min_ttl_s, limits)
-    store = Store.open(disk, f"{directory}/data", lessor, segment_bytes, limits)
+    store = Store.open(disk, data, lessor, home.segment_bytes, limits)
     # A member that joins has no version until it hears from the leader.
     if store.buckets.get(layout.MEMBER) and (
         why := incompatibility(version, layout.cluster_version(store.buckets))
     ):
-        raise StartError(f"{directory}: {why}. No key is changed")
+        raise StartError(f"{home.member}: {why}. No key is changed")
     notes = [recovered.torn] if recovered.torn else []
     if store.cut is not None:
         notes.append(

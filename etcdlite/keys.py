@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from etcdlite import datadir, sealing, wal
-from etcdlite.datadir import StartError
+from etcdlite.datadir import Home, StartError
 from etcdlite.sealing import Keyring, ids_text
 from etcdlite.storage import sealed
 from etcdlite.storage.disk import COPY_BYTES, Disk
@@ -44,13 +44,14 @@ def read(path: str) -> Keyring | None:
     return sealing.read(path) if path else None
 
 
-def uses(disk: Disk, data_dir: str, wal_dir: str) -> list[KeyUse]:
+def uses(home: Home) -> list[KeyUse]:
     """The keys of all files of a member that hold keys or values; empty if there is no member. The
     member may be running. Raises OSError."""
-    if not datadir.exists(disk, data_dir):
+    if not home.exists:
         return []
+    disk = home.disk
     found = []
-    for folder in (datadir.wal_directory(data_dir, wal_dir), *datadir.data_folders(disk, data_dir)):
+    for folder in (home.logs, *datadir.data_folders(home)):
         for name in disk.list(folder) if disk.exists(folder) else ():
             is_log = name.endswith(".wal")
             if not is_log and not sealed.is_sealed_name(name):
@@ -66,10 +67,10 @@ def uses(disk: Disk, data_dir: str, wal_dir: str) -> list[KeyUse]:
     return found
 
 
-def check(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None:
-    """Raise StartError unless `keys` has all keys that the member's files are sealed with. Writes
+def check(home: Home) -> None:
+    """Raise StartError unless all keys that the member's files are sealed with are there. Writes
     nothing. Raises OSError."""
-    found = uses(disk, data_dir, wal_dir)
+    keys, found = home.keys, uses(home)
     needed = dict.fromkeys(use.key_id for use in found if use.key_id is not None)
     given = keys.ids if keys is not None else []
     missing = [key_id for key_id in needed if key_id not in given]
@@ -77,19 +78,20 @@ def check(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None
         has = f"{keys.path} has {ids_text(given)}" if keys is not None else "no key was given"
         path = next(use.path for use in found if use.key_id == missing[0])
         raise StartError(
-            f"the data in {data_dir} is encrypted, and a key is missing: it needs "
+            f"the data in {home.data_dir} is encrypted, and a key is missing: it needs "
             f"{ids_text(needed)}, but {has} (for example, {path} needs {ids_text(missing[:1])}). "
             "Nothing was changed. Name the file with the missing key as --encryption-key-file"
         )
 
 
-def check_start(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -> None:
+def check_start(home: Home) -> None:
     """As `check`, and raise StartError if the member has keys and plain files: anyone who can write
     to the disk could have put them there."""
-    check(disk, data_dir, wal_dir, keys)
+    check(home)
+    _, data_dir, wal_dir, keys, *_ = home
     if keys is None:
         return
-    plain = [use.path for use in uses(disk, data_dir, wal_dir) if use.is_plain]
+    plain = [use.path for use in uses(home) if use.is_plain]
     if plain:
         where = f" --wal-dir {wal_dir}" if wal_dir else ""
         raise StartError(
@@ -100,26 +102,18 @@ def check_start(disk: Disk, data_dir: str, wal_dir: str, keys: Keyring | None) -
         )
 
 
-def replace(
-    disk: Disk,
-    data_dir: str,
-    wal_dir: str,
-    keys: Keyring,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    wal_segment_bytes: int = 16 << 20,
-) -> int:
+def replace(home: Home, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Seal all files of a member that is stopped with the first key; returns how many were not. The
     caller holds the lock of the directory. `progress` gets (bytes done, total bytes). Raises
     StartError, DataDamaged, WALError, OSError."""
-    check(disk, data_dir, wal_dir, keys)
-    log_files, recovered = WAL.open(
-        disk, datadir.wal_directory(data_dir, wal_dir), wal_segment_bytes, keys=keys
-    )
+    keys = home.keys
+    assert keys is not None
+    check(home)
+    log_files, recovered = WAL.open(home.disk, home.logs, home.wal_segment_bytes, keys=keys)
     with closing(log_files):
-        store_disk = datadir.data_disk(disk, keys, *datadir.identity(recovered.metadata))
-        datadir.settle_snapshots(store_disk, f"{data_dir}/member/data", recovered.snapshot[0])
-        first = keys.first.id
-        old = [use for use in uses(disk, data_dir, wal_dir) if use.key_id != first]
+        store_disk = home.data_disk(*datadir.identity(recovered.metadata))
+        datadir.settle_snapshots(store_disk, home.data, recovered.snapshot[0])
+        old = [use for use in uses(home) if use.key_id != keys.first.id]
         total = sum(use.size_bytes for use in old)
         done = 0
         for use in old:

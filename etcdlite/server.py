@@ -140,17 +140,20 @@ class Server:
     def start(self) -> None:
         """Recover the member and listen. Raises Explained, OSError."""
         settings = self.settings
-        disk = Disk()
         keyring = keys.read(settings.encryption_key_file)
-        self._lock = datadir.lock(disk, settings.data_dir, settings.wal_dir, settings.own_files)
+        home = datadir.Home(Disk(), settings.data_dir, settings.wal_dir, keyring)
+        self._lock = datadir.lock(home, settings.own_files)
         hardening.close_files(settings.data_dir, settings.wal_dir)
-        settings = self.settings = _fit_disk(settings, disk)
+        settings = self.settings = _fit_disk(settings, home.disk)
+        home = home._replace(
+            segment_bytes=settings.segment_bytes, wal_segment_bytes=settings.wal_segment_bytes
+        )
         self._channels = Channels(settings)
         hardening.warn_of_open_peer_port(settings)
         hardening.warn_of_shared_ca(settings)
-        keys.check_start(disk, settings.data_dir, settings.wal_dir, keyring)
+        keys.check_start(home)
         founding = None
-        if not datadir.exists(disk, settings.data_dir):
+        if not home.exists:
             # Members that start together ask each other for the members. One that listens but does
             # not serve yet would make the others wait, so this comes before listening.
             founding = bootstrap.resolve_founding(
@@ -158,21 +161,15 @@ class Server:
             )
         self.listeners.open()
         if founding is not None:
-            urls = self._advertised_urls()
-            bootstrap.create_member(settings, disk, founding, urls, keyring)
+            bootstrap.create_member(settings, home, founding, self._advertised_urls())
         began = time.monotonic()
         # Loading makes millions of objects and no garbage. The collector would add a fifth.
         gc.disable()
         opened = datadir.open_member(
-            disk,
-            settings.data_dir,
-            settings.wal_dir,
+            home,
             min_ttl_s=math.ceil(1.5 * settings.election_timeout_ms / 1000),  # As in etcd.
-            segment_bytes=settings.segment_bytes,
-            wal_segment_bytes=settings.wal_segment_bytes,
             sync_enabled=not settings.unsafe_no_fsync,
             limits=limits.fitting(settings.memory_limit or default_limit_bytes()),
-            keys=keyring,
         )
         for note in opened.notes:
             log.warn("recovered from an unclean stop", what=note)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.homes import home
 from rigs.ports import free_ports
 from rigs.processes import ROOT, ServerProcess, wait_until
 from test_cluster_live import LiveCluster, cluster
@@ -180,7 +181,7 @@ def test_a_cluster_is_restored_from_one_members_backup(cluster: Any, tmp_path: P
         flags = dict(flag.removeprefix("--").split("=", 1) for flag in member.flags)
         backup.restore(
             str(tmp_path / "backup"),
-            str(member.data_dir),
+            home(member.data_dir),
             name=name,
             initial_cluster=flags["initial-cluster"],
             initial_cluster_token="restored",

@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.ctl_runner import run_ctl
 from rigs.gateway import Gateway, Refused
+from rigs.homes import home
 from rigs.ports import free_ports
 from rigs.processes import ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
@@ -486,7 +487,7 @@ def refused(data: bytes, folder: Path, **options: Any) -> str:
     path = folder / "backup.db"
     path.write_bytes(data)
     with pytest.raises(SnapshotError) as failure:
-        backup.restore(str(path), str(folder / "new"), **options)
+        backup.restore(str(path), home(folder / "new"), **options)
     assert not (folder / "new" / "member").exists()
     return str(failure.value)
 
@@ -517,7 +518,7 @@ def test_members_of_backups_of_one_revision_are_of_different_clusters_if_their_l
         changed = small_backup.replace(made, stated)
         path, data_dir = tmp_path / "backup.db", tmp_path / f"restored{index}"
         path.write_bytes(changed)
-        backup.restore(str(path), str(data_dir), skip_hash_check=True)
+        backup.restore(str(path), home(data_dir), skip_hash_check=True)
         clusters.add(opened(data_dir).cluster_id)
     assert len(clusters) == 2
 
@@ -586,7 +587,8 @@ def _fuzz(data: bytes, folder: Path, rng: random.Random, rounds: int) -> None:
             backup.status(str(path))
         with contextlib.suppress(SnapshotError):
             new = folder / f"new-{number}"
-            backup.restore(str(path), str(new), skip_hash_check=True, wal_segment_bytes=4096)
+            small = home(new, wal_segment_bytes=4096)
+            backup.restore(str(path), small, skip_hash_check=True)
             shutil.rmtree(new)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from rigs.homes import home
 from rigs.lone_member import LoneMember
 from rigs.store_rig import read_events
 from rigs.wire import take_output
@@ -482,7 +483,7 @@ def test_a_damaged_snapshot_is_refused(written, tmp_path, seed):
         with pytest.raises(snap.SnapshotError):
             backup.status(str(target))
         with pytest.raises(snap.SnapshotError):
-            backup.restore(str(target), str(tmp_path / "restored"))
+            backup.restore(str(target), home(tmp_path / "restored"))
     assert not (tmp_path / "restored" / "member").exists()
 
 
@@ -493,7 +494,7 @@ def test_a_snapshot_whose_digest_is_not_checked_is_restored_or_refused(written, 
     target = tmp_path / "snapshot"
     for number, _ in enumerate(copies(rng, written / "snapshot", target, 25)):
         try:
-            backup.restore(str(target), str(tmp_path / f"restored-{number}"), skip_hash_check=True)
+            backup.restore(str(target), home(tmp_path / f"restored-{number}"), skip_hash_check=True)
         except snap.SnapshotError:
             pass
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rigs.faulty_disk import FaultyDisk
+from rigs.homes import home
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from rigs.store_rig import read_events
 from test_recovery import live
@@ -892,7 +893,7 @@ def test_a_snapshot_taken_within_a_large_write_is_whole(tmp_path: Any) -> None:
     with open(path, "wb") as file:
         for response in streams.snapshot_parts(rig.member):
             file.write(proto.SnapshotResponse.decode(response).blob)
-    backup.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), home(tmp_path / "restored"))
 
 
 def test_a_snapshot_frees_the_data_that_it_replaces_in_steps(rig: MemberRig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from rigs.ctl_runner import run_ctl
 from rigs.processes import ServerFactory
 
+from etcdlite import datadir
 from etcdlite.cli import offline
 
 
@@ -29,7 +31,8 @@ def test_a_stopped_member_is_defragmented(
     ended = run_ctl("defrag", "--data-dir", str(running.data_dir))
     assert ended.status == 1 and "is in use by another etcdlite process" in ended.stderr
     running.kill()
-    monkeypatch.setattr(offline, "SEGMENT_BYTES", small)
+    sized = functools.partial(datadir.Home, segment_bytes=small)
+    monkeypatch.setattr(offline, "Home", sized)
     folder = running.data_dir / "member" / "data"
     was = sum(path.stat().st_size for path in folder.iterdir())
     ended = run_ctl("defrag", "--data-dir", str(running.data_dir))

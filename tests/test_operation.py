@@ -22,6 +22,7 @@ from types import SimpleNamespace as Namespace
 from zlib import crc32
 
 import pytest
+from rigs.homes import home
 from rigs.lone_member import LoneMember
 from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
@@ -264,10 +265,10 @@ def test_no_member_begins_empty_where_a_restore_was_interrupted(server, tmp_path
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(datadir, "finish", lambda *_: signal.raise_signal(signal.SIGINT))
         patch.setattr(Disk, "remove_tree", lambda *_: None)  # As after a kill.
-        backup.restore(path, str(folder))
+        backup.restore(path, home(folder))
     text = refused(server(data_dir=folder, start=False))
     assert "was interrupted. Repeat it, or remove" in text and "restore.tmp" in text
-    backup.restore(path, str(folder))
+    backup.restore(path, home(folder))
     assert server(data_dir=folder).client().get("k").value == b"v"
     assert not (folder / "restore.tmp").exists()
 

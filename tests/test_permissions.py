@@ -97,8 +97,9 @@ def test_a_start_says_what_to_do_about_the_data_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     as_nobody(monkeypatch)
+    disk = RefusingDisk(OSError(number, os.strerror(number)))
     with pytest.raises(datadir.StartError) as raised:
-        datadir.lock(RefusingDisk(OSError(number, os.strerror(number))), "data")
+        datadir.lock(datadir.Home(disk, "data"))
     assert f"cannot use data directory {tmp_path}/data: " in str(raised.value)
     assert says in str(raised.value) and "data/lock" not in str(raised.value)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rigs.homes import home
 from rigs.processes import PATIENCE_S
 
 from etcdlite import backup, proto, snap
@@ -142,7 +143,7 @@ def test_a_configuration_tree_lives_through_everything(server, tmp_path):
     hash_saved = client.hash_kv(saved)
 
     # Restore it as another member, and compare.
-    backup.restore(str(copy), str(tmp_path / "restored"), name="restored")
+    backup.restore(str(copy), home(tmp_path / "restored"), name="restored")
     other = server(*FLAGS, "--name=restored", data_dir=tmp_path / "restored")
     restored = other.client()
     assert contents(restored) == now
@@ -175,7 +176,7 @@ def test_a_snapshot_is_of_one_moment_while_everything_moves(server, tmp_path):
             backups[-1].write_bytes(b"".join(parts))
     for turn, copy in enumerate(backups):
         data_dir = tmp_path / f"restored-{turn}"
-        backup.restore(str(copy), str(data_dir))
+        backup.restore(str(copy), home(data_dir))
         restored = server(data_dir=data_dir).client()
         pairs = {kv.key: kv.value for kv in restored.range(prefix="pair/")}
         assert len(pairs) == 80
@@ -204,13 +205,13 @@ def test_a_damaged_or_cut_backup_is_refused_and_leaves_nothing(server, tmp_path)
     ):
         copy.write_bytes(damaged)
         with pytest.raises(snap.SnapshotError):
-            backup.restore(str(copy), str(tmp_path / "restored"))
+            backup.restore(str(copy), home(tmp_path / "restored"))
         assert not (tmp_path / "restored" / "member").exists()
     copy.write_bytes(whole)
-    backup.restore(str(copy), str(tmp_path / "restored"))
+    backup.restore(str(copy), home(tmp_path / "restored"))
     assert (tmp_path / "restored" / "member").exists()
     with pytest.raises(StartError, match="already holds a member"):
-        backup.restore(str(copy), str(tmp_path / "restored"))
+        backup.restore(str(copy), home(tmp_path / "restored"))
 
 
 def test_the_store_works_from_the_command_line(server, tmp_path):

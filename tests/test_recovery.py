@@ -20,6 +20,7 @@ from rigs.plain_model import Requests
 from rigs.store_rig import SMALL_LIMITS, StoreRig
 
 from etcdlite import datadir, proto, txn
+from etcdlite.datadir import Home
 from etcdlite.errors import EtcdError
 from etcdlite.mvcc import encode_key_value
 from etcdlite.proto import varint
@@ -380,7 +381,7 @@ def test_a_first_start_that_loses_power_leaves_a_member_or_nothing(wal_dir: str)
     MemberRig(disk, limits=SMALL_LIMITS, wal_dir=wal_dir)
     with_member = 0
     for after in found:
-        with_member += datadir.exists(after, DATA_DIR)
+        with_member += Home(after, DATA_DIR).exists
         for revision in (2, 3):
             rig = MemberRig(after, limits=SMALL_LIMITS, wal_dir=wal_dir)
             rig.settle()
@@ -393,43 +394,43 @@ def founding(member_id: int) -> datadir.Founding:
     return datadir.Founding(CLUSTER_ID, member_id, [proto.Member(ID=member_id)])
 
 
-SIZES: Any = {"segment_bytes": 1 << 14, "wal_segment_bytes": 1 << 14}
+def small(disk: FaultyDisk, data_dir: str, wal_dir: str = "") -> Home:
+    return Home(disk, data_dir, wal_dir, None, 1 << 14, 1 << 14)
 
 
-def open_in(disk: FaultyDisk, data_dir: str, wal_dir: str) -> int:
+def open_in(home: Home) -> int:
     """Start a member; returns its id."""
-    options = {**SIZES, "min_ttl_s": 1, "sync_enabled": True}
-    return datadir.open_member(disk, data_dir, wal_dir, **options).member_id
+    return datadir.open_member(home, min_ttl_s=1, sync_enabled=True).member_id
 
 
 def test_a_start_leaves_the_new_log_of_another_member_alone() -> None:
     """The first start of b was killed before its log was moved to its place."""
     disk, left = FaultyDisk(), []
-    datadir.create(disk, "a", "logs-a", founding(1), **SIZES)
+    datadir.create(small(disk, "a", "logs-a"), founding(1))
 
     def watch(operation: str, path: str) -> None:
-        if (operation, path) == ("sync_dir", "b") and datadir.exists(disk, "b"):
+        if (operation, path) == ("sync_dir", "b") and Home(disk, "b").exists:
             left.append(disk.fork())
 
     disk.watcher = watch
-    datadir.create(disk, "b", "logs-b", founding(2), **SIZES)
+    datadir.create(small(disk, "b", "logs-b"), founding(2))
     (killed,) = left
     with pytest.raises(datadir.StartError, match="there is no write-ahead log in logs-b"):
-        open_in(killed, "a", "logs-b")
+        open_in(small(killed, "a", "logs-b"))
     with pytest.raises(datadir.StartError, match="holds the log of a member"):
-        datadir.create(killed, "c", "logs-b", founding(3), **SIZES)
-    assert open_in(killed, "b", "logs-b") == 2
-    assert open_in(killed, "b", "logs-b") == 2
-    assert open_in(killed, "a", "logs-a") == 1
+        datadir.create(small(killed, "c", "logs-b"), founding(3))
+    assert open_in(small(killed, "b", "logs-b")) == 2
+    assert open_in(small(killed, "b", "logs-b")) == 2
+    assert open_in(small(killed, "a", "logs-a")) == 1
     assert not [path for path in killed.paths if ".new" in path]
 
 
 def test_a_start_syncs_the_name_of_the_data_directory() -> None:
     """The process was killed before it did."""
     disk = FaultyDisk()
-    datadir.create(disk, "x/a", "", founding(1), **SIZES)
+    datadir.create(small(disk, "x/a"), founding(1))
     disk.operations.clear()
-    open_in(disk, "x/a", "")
+    open_in(small(disk, "x/a"))
     assert [path for operation, path in disk.operations if operation == "sync_dir"][:2] == [
         "x/a",
         os.path.abspath("x"),
@@ -440,7 +441,7 @@ def test_a_restore_replaces_what_an_interrupted_first_start_left() -> None:
     disk = FaultyDisk()
     disk.make_dir("a/member.tmp/data")
     disk.create("a/member.tmp/data/x", b"half")
-    assert datadir.begin(disk, "a", "", datadir.RESTORE) == "a/restore.tmp"
+    assert datadir.begin(Home(disk, "a"), datadir.RESTORE) == "a/restore.tmp"
     assert not disk.exists("a/member.tmp")
 
 

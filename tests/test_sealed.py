@@ -14,8 +14,8 @@ from rigs.keys import keyring
 from rigs.member_rig import CLUSTER_ID, DATA_DIR, MEMBER_ID, MemberRig
 from rigs.store_rig import DIRECTORY, SMALL_LIMITS, StoreRig
 
-from etcdlite import datadir, keys, proto, sealing
-from etcdlite.datadir import StartError
+from etcdlite import keys, proto, sealing
+from etcdlite.datadir import Home, StartError
 from etcdlite.lease import Lessor
 from etcdlite.mvcc import Store
 from etcdlite.raft import HardState
@@ -285,7 +285,7 @@ def test_a_missing_key_is_refused_before_anything_is_touched(given: tuple[int, .
     ring = keyring(*given) if given else None
     needed = keyring(1).first.id.hex()
     with pytest.raises(StartError) as refused:
-        keys.check(disk, DATA_DIR, "", ring)
+        keys.check(Home(disk, DATA_DIR, keys=ring))
     assert f"it needs {needed}, but" in str(refused.value)
     for key_id in ring.ids if ring else ():
         assert key_id.hex() in str(refused.value)
@@ -308,7 +308,7 @@ def opened_plain(disk: Disk) -> DataFile:
 
 
 def key_ids(disk: Disk) -> set[bytes | None]:
-    return {use.key_id for use in keys.uses(disk, DATA_DIR, "")}
+    return {use.key_id for use in keys.uses(Home(disk, DATA_DIR))}
 
 
 def test_a_plain_member_that_gets_a_key_seals_what_it_writes_and_rekey_the_rest() -> None:
@@ -327,11 +327,11 @@ def test_a_plain_member_that_gets_a_key_seals_what_it_writes_and_rekey_the_rest(
     assert any(VALUE in content for content in contents(disk).values())
     assert not any(b"only encrypted" in content for content in contents(disk).values())
     with pytest.raises(StartError, match="no key was given"):
-        keys.check(disk, DATA_DIR, "", None)
-    assert keys.replace(disk, DATA_DIR, "", ring) > 2
+        keys.check(Home(disk, DATA_DIR))
+    assert keys.replace(Home(disk, DATA_DIR, keys=ring)) > 2
     assert key_ids(disk) == {ring.first.id}
     assert not any(VALUE in content for content in contents(disk).values())
-    assert keys.replace(disk, DATA_DIR, "", ring) == 0, "it was done already"
+    assert keys.replace(Home(disk, DATA_DIR, keys=ring)) == 0, "it was done already"
     rig = MemberRig(disk, story, limits=SMALL_LIMITS, keys=ring)
     rig.settle()
     story.check(rig.member.state.store)
@@ -345,9 +345,9 @@ def test_keys_are_replaced_one_by_one() -> None:
         rig.settle()
         rig.close()
         assert key_ids(disk) <= set(ring.ids)
-        keys.replace(disk, DATA_DIR, "", ring)
+        keys.replace(Home(disk, DATA_DIR, keys=ring))
         assert key_ids(disk) == {ring.first.id}
-        keys.check(disk, DATA_DIR, "", keyring(new))
+        keys.check(Home(disk, DATA_DIR, keys=keyring(new)))
     store = MemberRig(disk, keys=keyring(3)).member.state.store
     assert VALUE in (store.get(b"key") or b"")
 
@@ -371,7 +371,7 @@ def test_a_crash_at_any_step_of_rekey_leaves_a_member_that_starts(was_sealed: bo
         disk = rig.disk.fork()
         disk.fail_at = steps + 1
         try:
-            keys.replace(disk, DATA_DIR, "", ring, wal_segment_bytes=2048)
+            keys.replace(Home(disk, DATA_DIR, keys=ring, wal_segment_bytes=2048))
             break
         except OSError:
             pass
@@ -394,7 +394,7 @@ def test_rekey_does_not_guess_about_a_page_that_cannot_be_read() -> None:
     disk.content(path)[5000] ^= 1
     before = disk.read(path)
     with pytest.raises(StartError, match="start the member, stop it"):
-        keys.replace(disk, DATA_DIR, "", keyring(2, 1))
+        keys.replace(Home(disk, DATA_DIR, keys=keyring(2, 1)))
     assert disk.read(path) == before
 
 
@@ -404,18 +404,19 @@ def test_rekey_completes_an_interrupted_installation_of_a_snapshot() -> None:
     disk.rename(f"{directory}/data", f"{directory}/data.old")
     disk.sync_dir(directory)
     # The log has no marker of it, so it is not installed but dropped; the data is missing.
-    keys.replace(disk, DATA_DIR, "", keyring(2, 1))
+    keys.replace(Home(disk, DATA_DIR, keys=keyring(2, 1)))
     assert not disk.exists(f"{directory}/data.old")
 
 
 def test_files_are_bound_to_the_member() -> None:
     disk = sealed_member(1)
     data = f"{DATA_DIR}/member/data"
-    own = datadir.data_disk(disk, keyring(1), CLUSTER_ID, MEMBER_ID)
+    home = Home(disk, DATA_DIR, keys=keyring(1))
+    own = home.data_disk(CLUSTER_ID, MEMBER_ID)
     Store.open(own, data, Lessor(), 1 << 16).close()
     for other in ((CLUSTER_ID, MEMBER_ID + 1), (CLUSTER_ID + 1, MEMBER_ID)):
         with pytest.raises(DataAltered):
-            Store.open(datadir.data_disk(disk, keyring(1), *other), data, Lessor(), 1 << 16)
+            Store.open(home.data_disk(*other), data, Lessor(), 1 << 16)
 
 
 def test_a_reader_sees_what_waits_in_memory() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rigs.homes import home
 from rigs.member_rig import MemberRig
 from rigs.store_rig import SMALL_LIMITS, check_store
 from test_cluster import backup_call
@@ -40,15 +41,8 @@ def parts(rig: MemberRig) -> Any:
 
 
 def opened(data_dir: Path) -> datadir.Opened:
-    return datadir.open_member(
-        Disk(),
-        str(data_dir),
-        "",
-        min_ttl_s=1,
-        segment_bytes=1 << 16,
-        wal_segment_bytes=1 << 16,
-        sync_enabled=True,
-    )
+    place = home(data_dir, segment_bytes=1 << 16, wal_segment_bytes=1 << 16)
+    return datadir.open_member(place, min_ttl_s=1, sync_enabled=True)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -56,7 +50,7 @@ def test_a_restored_member_holds_what_the_snapshot_held(seed: int, tmp_path: Pat
     rig = lived(seed)
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(rig)))
-    backup.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), home(tmp_path / "restored"))
     again = opened(tmp_path / "restored")
     check_store(again.store, rig.story.model)
     assert not again.notes
@@ -79,7 +73,7 @@ def test_a_snapshot_is_of_the_moment_its_reading_began(
             rig.ask(proto.DefragmentRequest())
     path = tmp_path / "backup"
     path.write_bytes(blob)
-    backup.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), home(tmp_path / "restored"))
     check_store(opened(tmp_path / "restored").store, rig.story.fork(stage).model)
 
 
@@ -87,7 +81,7 @@ def test_revisions_are_not_bumped_beyond_what_they_can_be(tmp_path: Path) -> Non
     path, restored = tmp_path / "backup", tmp_path / "restored"
     path.write_bytes(b"".join(parts(lived(0))))
     with pytest.raises(snap.SnapshotError, match="bump the revision by less"):
-        backup.restore(str(path), str(restored), bump_revision=backup.MAX_REVISION)
+        backup.restore(str(path), home(restored), bump_revision=backup.MAX_REVISION)
     assert not restored.exists()
 
 
@@ -98,7 +92,7 @@ def test_a_restored_member_goes_on_with_later_revisions(seed: int, tmp_path: Pat
     revision = store.revision
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(rig)))
-    backup.restore(str(path), str(tmp_path / "restored"), bump_revision=1 << 40)
+    backup.restore(str(path), home(tmp_path / "restored"), bump_revision=1 << 40)
     again = opened(tmp_path / "restored").store
     assert again.revision == again.compacted == revision + (1 << 40)
     assert again.compaction is None and not again.index.past
@@ -135,10 +129,10 @@ def test_members_restored_from_different_backups_are_of_different_clusters(tmp_p
         elif number == 4:
             rig.ask(proto.LeaseGrantRequest(TTL=60))  # The revision stays.
         rig.settle()
-        path, data_dir = tmp_path / f"backup{number}", str(tmp_path / f"restored{number}")
+        path, data_dir = tmp_path / f"backup{number}", tmp_path / f"restored{number}"
         path.write_bytes(b"".join(parts(rig)))
-        backup.restore(str(path), data_dir, initial_cluster_token="t", bump_revision=bump)
-        clusters.append(opened(Path(data_dir)).cluster_id)
+        backup.restore(str(path), home(data_dir), initial_cluster_token="t", bump_revision=bump)
+        clusters.append(opened(data_dir).cluster_id)
     founded = bootstrap.new_cluster("default", [("default", "http://localhost:2380")], "t")
     assert clusters[0] == clusters[1]
     assert len({*clusters, founded.cluster_id}) == 5, "nor are they of the old one"
@@ -151,7 +145,7 @@ def test_a_restored_member_is_one_of_its_own(tmp_path: Path) -> None:
     path.write_bytes(b"".join(parts(rig)))
     backup.restore(
         str(path),
-        str(tmp_path / "restored"),
+        home(tmp_path / "restored"),
         name="new",
         initial_cluster_token="token",
         initial_advertise_peer_urls=URLS,
@@ -204,14 +198,14 @@ def test_a_damaged_snapshot_is_refused_and_leaves_no_member(tmp_path: Path) -> N
         path.write_bytes(broken)
         for use in (
             lambda: backup.status(str(path)),
-            lambda: backup.restore(str(path), str(data_dir)),
+            lambda: backup.restore(str(path), home(data_dir)),
         ):
             with pytest.raises(snap.SnapshotError, match="backup"):
                 use()
-        assert not datadir.exists(Disk(), str(data_dir))
+        assert not home(data_dir).exists
     path.write_bytes(blob)
-    backup.restore(str(path), str(data_dir))
-    assert datadir.exists(Disk(), str(data_dir))
+    backup.restore(str(path), home(data_dir))
+    assert home(data_dir).exists
 
 
 def test_a_file_that_cannot_be_read_ends_the_stream_with_data_loss(
@@ -243,9 +237,9 @@ def test_the_time_of_a_backup_is_measured() -> None:
 def test_a_directory_that_holds_a_member_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(lived(writes=20))))
-    backup.restore(str(path), str(tmp_path / "restored"))
+    backup.restore(str(path), home(tmp_path / "restored"))
     with pytest.raises(StartError, match="already holds a member"):
-        backup.restore(str(path), str(tmp_path / "restored"))
+        backup.restore(str(path), home(tmp_path / "restored"))
     opened(tmp_path / "restored")
 
 
@@ -256,9 +250,9 @@ def test_a_backup_is_not_restored_among_other_files(tmp_path: Path, flag: str) -
     used = tmp_path / "used"
     used.mkdir()
     (used / "notes").touch()
-    folders = {"data_dir": str(tmp_path / "restored"), flag: str(used)}
+    place = home(tmp_path / "restored")._replace(**{flag: str(used)})
     with pytest.raises(StartError, match="other files: notes"):
-        backup.restore(str(path), **folders)
+        backup.restore(str(path), place)
     assert [found.name for found in used.iterdir()] == ["notes"]
     assert not (tmp_path / "restored").exists()
 
@@ -271,10 +265,10 @@ def test_a_backup_of_a_disk_that_rots_is_not_restored(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     path = tmp_path / "backup"
     path.write_bytes(b"".join(parts(rig)))
-    for use in (backup.status, lambda path: backup.restore(path, str(tmp_path / "restored"))):
+    for use in (backup.status, lambda path: backup.restore(path, home(tmp_path / "restored"))):
         with pytest.raises(snap.SnapshotError, match="the member that made it is failing"):
             use(str(path))
-    assert not datadir.exists(Disk(), str(tmp_path / "restored"))
+    assert not home(tmp_path / "restored").exists
 
 
 SEGMENT = segment_name(1)

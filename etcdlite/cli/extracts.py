@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
-from etcdlite import backup, datadir, extract, keys, proto
+from etcdlite import backup, datadir, extract, proto
 from etcdlite.cli.differences import Difference, asked_revision, times_of_cluster
 from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.mirror import change_op, client_of, pages
-from etcdlite.cli.offline import SEGMENT_BYTES, identities, opened_backup
+from etcdlite.cli.offline import home_of, identities, opened_backup
 from etcdlite.cli.session import Progress, Session
 from etcdlite.client import Client, EtcdliteError
 from etcdlite.client.errors import LeaseExist, LeaseNotFound, part
@@ -26,7 +26,6 @@ from etcdlite.errors import EtcdError
 from etcdlite.extract import Header
 from etcdlite.lease import KEY, Lessor
 from etcdlite.mvcc import Store
-from etcdlite.storage.disk import Disk
 from etcdlite.storage.layout import LEASE, TIMES, U64
 from etcdlite.storage.steps import finish
 
@@ -208,11 +207,10 @@ def _make_member(session: Session, data_dir: str, state: State, leases: dict[int
     names = ("name", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls")
     founding = backup.founding_of(*(flags[name] for name in names))
     founding = backup.of_backup(founding, state.revision + flags["bump-revision"], 1)
-    ring = keys.read(flags["encryption-key-file"])
-    disk = Disk()
-    sealed = datadir.data_disk(disk, ring, founding.cluster_id, founding.member_id)
-    with backup.new_member(disk, data_dir, flags["wal-dir"]) as directory:
-        store = Store.create(sealed, f"{directory}/data", Lessor(), SEGMENT_BYTES)
+    home = home_of(session, data_dir)
+    sealed = home.data_disk(founding.cluster_id, founding.member_id)
+    with backup.new_member(home) as directory:
+        store = Store.create(sealed, f"{directory}/data", Lessor(), home.segment_bytes)
         for lease, ttl_s in leases.items():
             store.lessor.grant(lease, ttl_s, 0.0)
             store.set_bucket(LEASE, KEY.pack(lease), store.lessor.encode(lease))
@@ -224,7 +222,7 @@ def _make_member(session: Session, data_dir: str, state: State, leases: dict[int
         if flags["bump-revision"]:
             store.skip_revisions(flags["bump-revision"])
         _mark(store)
-        datadir.finish(disk, directory, flags["wal-dir"], store, founding, SEGMENT_BYTES, ring)
+        datadir.finish(home, directory, store, founding)
 
 
 def _mark(store: Store) -> None:

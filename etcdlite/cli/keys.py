@@ -7,12 +7,12 @@ import os
 
 from etcdlite import age, keys, private_file, sealing, secret_file
 from etcdlite.cli.failures import BadArguments, Failure, say
-from etcdlite.cli.offline import check_member, stopped_member
+from etcdlite.cli.offline import check_member, home_of, stopped_member
 from etcdlite.cli.session import Progress, Session
 from etcdlite.client.partial_file import PartialFile
+from etcdlite.datadir import Home
 from etcdlite.notation import format_size
 from etcdlite.sealing import Keyring, ids_text
-from etcdlite.storage.disk import Disk
 
 
 def new(session: Session) -> None:
@@ -80,29 +80,24 @@ def identity(session: Session) -> None:
 def rekey(session: Session) -> int:
     """Seal everything with the first key. With --check only say what needs another one."""
     session.need(0, "rekey takes no arguments")
-    flags = session.flags
-    data_dir, wal_dir = flags["data-dir"], flags["wal-dir"]
-    ring = keys.read(flags["encryption-key-file"])
+    data_dir = session.flags["data-dir"]
+    home = home_of(session, data_dir)
+    ring = home.keys
     if ring is None:
         raise BadArguments("rekey needs --encryption-key-file")
-    if flags["check"]:
-        return _check(session, ring)
-    with (
-        stopped_member(data_dir, wal_dir) as disk,
-        Progress(f"rekeying {data_dir}", format_size) as progress,
-    ):
-        count = keys.replace(disk, data_dir, wal_dir, ring, progress.update)
+    if session.flags["check"]:
+        return _check(session, home, ring)
+    with stopped_member(home), Progress(f"rekeying {data_dir}", format_size) as progress:
+        count = keys.replace(home, progress.update)
     say(f"{count} files rewritten; everything in {data_dir} needs key {ring.first.id.hex()} only")
     return 0
 
 
-def _check(session: Session, ring: Keyring) -> int:
+def _check(session: Session, home: Home, ring: Keyring) -> int:
     """Prints a line for each key in use; the status is 1 if the first key is not enough."""
-    disk = Disk()
-    check_member(disk, session.flags["data-dir"])
-    found = keys.uses(disk, session.flags["data-dir"], session.flags["wal-dir"])
+    check_member(home)
     sums: dict[bytes | None, tuple[int, int]] = {}
-    for use in found:
+    for use in keys.uses(home):
         files, size = sums.get(use.key_id, (0, 0))
         sums[use.key_id] = files + 1, size + use.size_bytes
     for key_id, (files, size) in sums.items():

@@ -13,6 +13,7 @@ from etcdlite import age, backup, datadir, etcd_hash, keys
 from etcdlite.age import Identity
 from etcdlite.cli.failures import BadArguments, Failure, say
 from etcdlite.cli.session import Progress, Session
+from etcdlite.datadir import Home
 from etcdlite.errors import EtcdError, Explained
 from etcdlite.mvcc import Store
 from etcdlite.notation import format_size
@@ -22,8 +23,6 @@ from etcdlite.storage import cleaning
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.layout import SEGMENT_HEADER
 from etcdlite.storage.steps import finish, run
-
-SEGMENT_BYTES = 16 << 20
 
 LEAST_GARBAGE = 0.001
 """The share of garbage from which a segment is cleaned."""
@@ -46,54 +45,51 @@ def identities(session: Session) -> list[Identity]:
         raise Failure(f"--identity: {error}") from None
 
 
+def home_of(session: Session, data_dir: str) -> Home:
+    """The member in `data_dir`, with the other flags about its files. Raises KeyFileError."""
+    flags = session.flags
+    return Home(Disk(), data_dir, flags["wal-dir"], keys.read(flags["encryption-key-file"]))
+
+
 def defrag(session: Session) -> None:
     """Drop the garbage of a member that is stopped."""
-    data_dir, wal_dir = session.flags["data-dir"], session.flags["wal-dir"]
-    ring = keys.read(session.flags["encryption-key-file"])
-    with stopped_member(data_dir, wal_dir) as disk:
-        keys.check(disk, data_dir, wal_dir, ring)
-        with _opened(disk, data_dir, wal_dir, ring) as store:
+    home = home_of(session, session.flags["data-dir"])
+    with stopped_member(home):
+        keys.check(home)
+        with _opened(home) as store:
             before = store.size_bytes
             _defragment(store)
             after = store.size_bytes
-    say(f"{data_dir}: {format_size(before)} before, {format_size(after)} now")
+    say(f"{home.data_dir}: {format_size(before)} before, {format_size(after)} now")
 
 
 @contextmanager
-def stopped_member(data_dir: str, wal_dir: str) -> Iterator[Disk]:
-    """The disk, while this process has the data locked, so that the member cannot start. Raises
-    Failure, StartError."""
-    disk = Disk()
-    check_member(disk, data_dir)
+def stopped_member(home: Home) -> Iterator[None]:
+    """While this process has the data locked, the member cannot start. Raises Failure,
+    StartError."""
+    check_member(home)
+    data_dir = home.data_dir
     owner = os.stat(data_dir).st_uid
     if owner != os.geteuid():
         # The member could not read what another user writes.
         text = f"{data_dir} belongs to user {user_name(owner)}; run this as that user"
         raise Failure(f"{text} (as root: runuser -u {user_name(owner)} -- ...)")
-    with closing(datadir.lock(disk, data_dir, wal_dir)):
-        yield disk
+    with closing(datadir.lock(home)):
+        yield
 
 
-def check_member(disk: Disk, data_dir: str) -> None:
+def check_member(home: Home) -> None:
     """Raises Failure if the directory holds no member."""
+    data_dir = home.data_dir
     is_closed = os.path.isdir(data_dir) and not os.access(data_dir, os.X_OK)  # It may hold one.
-    if not (is_closed or datadir.exists(disk, data_dir)):
+    if not (is_closed or home.exists):
         raise Failure(f"{data_dir} holds no member; give its --data-dir")
 
 
 @contextmanager
-def _opened(disk: Disk, data_dir: str, wal_dir: str, ring: Keyring | None) -> Iterator[Store]:
+def _opened(home: Home) -> Iterator[Store]:
     """The state of a member that does not run."""
-    opened = datadir.open_member(
-        disk,
-        data_dir,
-        wal_dir,
-        min_ttl_s=1,
-        segment_bytes=SEGMENT_BYTES,
-        wal_segment_bytes=SEGMENT_BYTES,
-        sync_enabled=True,
-        keys=ring,
-    )
+    opened = datadir.open_member(home, min_ttl_s=1, sync_enabled=True)
     with closing(opened.wal), closing(opened.store):
         yield opened.store
 
@@ -119,16 +115,16 @@ def opened_backup(session: Session, path: str, skip_hash_check: bool = False) ->
     ring = Keyring([Key(os.urandom(KEY_BYTES))]) if found else None
     beside = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(prefix=".etcdlite-", dir=beside) as directory:
+        home = Home(Disk(), f"{directory}/member", keys=ring)
         with Progress(f"reading {path}", format_size) as progress:
             backup.restore(
                 path,
-                f"{directory}/member",
+                home,
                 skip_hash_check=skip_hash_check,
                 progress=progress.update,
-                keys=ring,
                 identities=found,
             )
-        with _opened(Disk(), f"{directory}/member", "", ring) as store:
+        with _opened(home) as store:
             yield store
 
 

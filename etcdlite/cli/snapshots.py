@@ -7,11 +7,11 @@ import os
 import shlex
 from typing import Any
 
-from etcdlite import age, backup, keys, proto, snap
+from etcdlite import age, backup, proto, snap
 from etcdlite.age import AgeError, Encryptor
 from etcdlite.cli import extracts
 from etcdlite.cli.failures import EXIT_INTERRUPTED, BadArguments, Failure, os_error_text, say
-from etcdlite.cli.offline import identities
+from etcdlite.cli.offline import home_of, identities
 from etcdlite.cli.session import Progress, Session, describe
 from etcdlite.client import EtcdliteError
 from etcdlite.client.partial_file import PartialFile
@@ -168,16 +168,14 @@ def restore(session: Session) -> None:
     with Progress(f"restoring to {data_dir}", format_size) as progress:
         backup.restore(
             path,
-            data_dir,
+            home_of(session, data_dir),
             name=flags["name"],
             initial_cluster=flags["initial-cluster"],
             initial_cluster_token=flags["initial-cluster-token"],
             initial_advertise_peer_urls=flags["initial-advertise-peer-urls"],
-            wal_dir=flags["wal-dir"],
             skip_hash_check=flags["skip-hash-check"],
             bump_revision=bump_revision,
             progress=progress.update,
-            keys=keys.read(flags["encryption-key-file"]),
             identities=identities(session),
         )
     _tell_start(session, path, data_dir)

@@ -34,13 +34,11 @@ class LoneMember:
         self, path: Path, *, seed: int = 0, disk: Disk | None = None, **options: Any
     ) -> None:
         disk = Disk() if disk is None else disk
-        directory = str(path)
-        sizes = {"segment_bytes": 1 << 16, "wal_segment_bytes": 1 << 16}
-        if not datadir.exists(disk, directory):
+        home = datadir.Home(disk, str(path), segment_bytes=1 << 16, wal_segment_bytes=1 << 16)
+        if not home.exists:
             identity = proto.Member(ID=7, name="lone")
-            founding = datadir.Founding(8, 7, [identity])
-            datadir.create(disk, directory, "", founding, **sizes)
-        opened = datadir.open_member(disk, directory, "", min_ttl_s=2, sync_enabled=False, **sizes)
+            datadir.create(home, datadir.Founding(8, 7, [identity]))
+        opened = datadir.open_member(home, min_ttl_s=2, sync_enabled=False)
         rng = random.Random(seed)
         self.now = 0.0
         """The member's clock, in seconds; `tick` moves it."""

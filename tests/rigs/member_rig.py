@@ -115,29 +115,12 @@ class MemberRig:
         """Requests that nobody waits for any more."""
         self._writes: dict[int, int] = {}
         self._next_id = 1
-        if not datadir.exists(self.disk, DATA_DIR):
-            datadir.create(
-                self.disk,
-                DATA_DIR,
-                wal_dir,
-                datadir.Founding(
-                    CLUSTER_ID, MEMBER_ID, [proto.Member(ID=MEMBER_ID, name="default")]
-                ),
-                segment_bytes=self.segment_bytes,
-                wal_segment_bytes=self.wal_segment_bytes,
-                keys=keys,
-            )
-        opened = datadir.open_member(
-            self.disk,
-            DATA_DIR,
-            wal_dir,
-            min_ttl_s=1,
-            segment_bytes=self.segment_bytes,
-            wal_segment_bytes=self.wal_segment_bytes,
-            sync_enabled=True,
-            limits=limits,
-            keys=keys,
-        )
+        sizes = self.segment_bytes, self.wal_segment_bytes
+        home = datadir.Home(self.disk, DATA_DIR, wal_dir, keys, *sizes)
+        if not home.exists:
+            members = [proto.Member(ID=MEMBER_ID, name="default")]
+            datadir.create(home, datadir.Founding(CLUSTER_ID, MEMBER_ID, members))
+        opened = datadir.open_member(home, min_ttl_s=1, sync_enabled=True, limits=limits)
         self.notes = opened.notes
         rng = random.Random(5)
         settings: dict[str, Any] = {

@@ -490,16 +490,12 @@ class Node:
     def create(self, members: list[Any], remotes: Iterable[Any] = ()) -> None:
         """Lay out the member's folder; without `members` for one that joins `remotes`."""
         self._remotes = list(remotes)
-        datadir.create(
-            self.disk,
-            DATA_DIR,
-            "",
-            datadir.Founding(self.cluster_id, self.member_id, members),
-            segment_bytes=self.options.get("segment_bytes", 1 << 16),
-            wal_segment_bytes=self.options.get("wal_segment_bytes", 1 << 16),
-            keys=self._keys(),
-            version=self.version,
-        )
+        founding = datadir.Founding(self.cluster_id, self.member_id, members)
+        datadir.create(self._home(), founding, version=self.version)
+
+    def _home(self) -> datadir.Home:
+        sizes = (self.options.get(f"{name}segment_bytes", 1 << 16) for name in ("", "wal_"))
+        return datadir.Home(self.disk, DATA_DIR, "", self._keys(), *sizes)
 
     def _keys(self) -> Keyring | None:
         """The keys of the node, if the cluster has some: of two nodes in three, and once in a while
@@ -522,15 +518,10 @@ class Node:
         self._life += 1
         self.lives += 1
         opened = datadir.open_member(
-            self.disk,
-            DATA_DIR,
-            "",
+            self._home(),
             min_ttl_s=2,
-            segment_bytes=options.get("segment_bytes", 1 << 16),
-            wal_segment_bytes=options.get("wal_segment_bytes", 1 << 16),
             sync_enabled=True,
             limits=options.get("limits", DEFAULT_LIMITS),
-            keys=self._keys(),
             version=self.version,
         )
         self.wal = opened.wal
