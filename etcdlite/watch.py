@@ -811,6 +811,7 @@ class WatchHub:
                 if is_lag:
                     watch.state = _SYNCED
                     watch.stream.unsynced -= 1
+                    watch.stream.answer_progress()
                     self._slow_watches -= 1
                 else:
                     watch.state = _SERVED
@@ -969,13 +970,10 @@ class WatchStream:
         self._quota.watches += 1
         hub.key_bytes += key_bytes
         self._respond(watch.id_field + CREATED)
-        first = request.start_revision or hub.revision + 1
-        if first <= hub.revision:
-            hub.place(watch, _BEHIND, first)
-        elif first == hub.revision + 1:
-            hub.place(watch, _SYNCED, first)
-        else:
-            hub.place(watch, _FUTURE, first)
+        level = hub.revision + 1
+        first = request.start_revision or level
+        state = _SYNCED if first == level else _BEHIND if first < level else _FUTURE
+        hub.place(watch, state, first)
         if request.progress_notify:
             hub.start_timer(watch)
         return int(watch_id)

@@ -1151,6 +1151,22 @@ def test_progress_waits_for_the_watches_that_are_behind():
     assert responses[-1].header.revision == 4
 
 
+def test_progress_waits_for_a_watch_that_catches_up_with_those_that_lag():
+    member = Member(limits=Limits(max_events_at_once=5, match_step_events=5, slice_bytes=200))
+    other, _ = member.open()
+    other.create(wanted(b"k", b"l"))
+    stream, inbox = member.open()
+    member.write(*[(b"k%d" % n, b"v") for n in range(10)])
+    member.put(*[b"k1"] * 20)
+    assert member.hub.lag is not None
+    stream.create(wanted(b"k", b"l", start_revision=10))
+    stream.progress()
+    member.settle()
+    created, *events, progress = inbox.take()
+    assert created.created and len(seen(events)) == 13
+    assert (progress.watch_id, progress.header.revision) == (-1, member.store.revision)
+
+
 def test_progress_waits_for_the_reader(member):
     stream, inbox = member.open()
     stream.create(wanted(b"k"))
@@ -1410,6 +1426,7 @@ class Watching(RuleBasedStateMachine):
         for client in self.readers:
             client.read()
             assert not client.asked and not client.cancelling
+            assert not client.stream._wants_progress or client.stream.unsynced
             for watching in client.live.values():
                 assert watching.got == len(list(watching.events(client.store.history)))
             client.stream.progress()
