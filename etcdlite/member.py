@@ -576,8 +576,8 @@ class Member:
         self.hub.restored(store)
         self.state.restore(store)
         self.peers.update(self.state.membership.members)
-        self.maintenance.restart(old)
         self.reads.restart()
+        self.maintenance.restart(old)
         self.writes.restored()
         self._applied_term = snapshot.term
         self.raft.applied(snapshot.index)

@@ -324,6 +324,7 @@ def _sorted_steps(
             descends = request.sort_order == proto.RangeRequest.DESCEND
             ranked[:] = sorted(ranked, key=itemgetter(0), reverse=descends)[:limit]
         answer.check(ranked_bytes)
+        store.free_some()  # Maintenance may have to wait, for space on the disk for example.
         if cursor is not None:
             yield
     yield from _append_ranked(store, request, revision, answer)

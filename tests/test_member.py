@@ -394,6 +394,56 @@ def with_damaged_segment(is_readable: bool) -> MemberRig:
     return rig
 
 
+SORTED = proto.RangeRequest(
+    key=b"k", range_end=b"l", sort_target=proto.RangeRequest.MOD, sort_order=1, serializable=True
+)
+
+
+def with_keys(count: int) -> MemberRig:
+    """A member that frees ten items of a list in a step."""
+    rig = MemberRig(limits=Limits(range_step_keys=5, sort_step_items=10, merge_step_items=10))
+    for number in range(count):
+        rig.ask(PutRequest(key=b"k%d" % number, value=b"v"))
+    return rig
+
+
+def test_sorted_ranges_do_not_fill_the_memory_while_the_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then there is no maintenance, which frees what they leave."""
+    rig = with_keys(50)
+    store = rig.member.state.store
+
+    def mark(index: int, term: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(store, "mark", mark)
+        rig.send(PutRequest(key=b"more", value=b"v"))
+        for _ in range(20):
+            assert len(rig.ask(SORTED).kvs) == 50
+            assert rig.member.state.awaits_space
+            assert sum(map(len, store.leftovers)) <= 50
+    rig.tick()
+    assert store.leftovers == []
+
+
+def test_what_a_read_of_a_replaced_store_leaves_is_freed_in_steps() -> None:
+    rig, other = with_keys(50), with_keys(50)
+    old, new = rig.member.state.store, other.member.state.store
+    rig.pace_s = 1.0  # So a turn is a step.
+    request_id = rig.send(SORTED)
+    for _ in range(12):
+        rig.member.turn()
+    assert old.pinned and request_id not in rig.answers
+    rig.member._restored(Snapshot(new.applied_index, new.applied_term, (MEMBER_ID,), ()), new)
+    rig.pace_s = 0.0
+    (left,) = old.leftovers
+    assert len(left) == 50
+    rig.settle()
+    assert left == [] and len(rig.answers[request_id].kvs) == 50
+
+
 @pytest.mark.parametrize("is_readable", [True, False])
 def test_a_damaged_segment_is_kept_and_the_others_are_cleaned(is_readable: bool) -> None:
     rig = with_damaged_segment(is_readable)
