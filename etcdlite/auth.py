@@ -34,6 +34,7 @@ from __future__ import annotations
 import base64
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -289,10 +290,6 @@ class Auth:
         record = self._store.buckets.get(AUTH_USER, {}).get(name.encode())
         return None if record is None else proto.User.decode(record)
 
-    def role(self, name: str) -> proto.Role | None:
-        record = self._store.buckets.get(AUTH_ROLE, {}).get(name.encode())
-        return None if record is None else proto.Role.decode(record)
-
     def decoy(self, name: str) -> bytes:
         """The hash of an existing user's password, if there is one, for a name that has none. Which
         user it is depends on the name in a way that clients do not know, and changes for few names
@@ -397,7 +394,7 @@ class Auth:
     def grant_role(self, request: proto.AuthUserGrantRoleRequest) -> None:
         user = self.existing_user(request.user)
         if request.role != ROOT:
-            self.existing_role(request.role)
+            self.permissions(request.role)
         if request.role in user.roles:
             return
         user.roles = sorted([*user.roles, request.role], key=str.encode)
@@ -417,16 +414,15 @@ class Auth:
     def add_role(self, request: proto.AuthRoleAddRequest) -> None:
         if not request.name:
             raise error("RoleEmpty")
-        if self.role(request.name) is not None:
+        if request.name.encode() in self._store.buckets.get(AUTH_ROLE, {}):
             raise error("RoleAlreadyExist")
-        self._put(AUTH_ROLE, request.name, proto.Role(name=request.name.encode()))
-        self._commit()
+        self._put_role(request.name, [])
 
     def delete_role(self, request: proto.AuthRoleDeleteRequest) -> Generator[None, None, None]:
         """In steps, because all users may have the role."""
         if self.enabled and request.role == ROOT:
             raise error("InvalidAuthMgmt")
-        self.existing_role(request.role)
+        self.permissions(request.role)
         self._put(AUTH_ROLE, request.role, None)
         name = request.role.encode()
         users = list(self._store.buckets.get(AUTH_USER, {}).items())
@@ -447,29 +443,27 @@ class Auth:
         key, end = permission.key, permission.range_end
         if not key or (end not in (b"", b"\0") and key >= end):
             raise error("InvalidAuthMgmt")
-        role = self.existing_role(request.name)
-        granted = list(role.keyPermission)
-        at = bisect_left(granted, key, key=lambda each: each.key)
-        while at < len(granted) and granted[at].key == key:
-            if granted[at].range_end == end:
-                granted[at] = permission
+        granted = self.permissions(request.name)
+        decode = proto.Permission.decode
+        at = bisect_left(granted, key, key=lambda each: decode(each).key)
+        while at < len(granted) and (other := decode(granted[at])).key == key:
+            if other.range_end == end:
+                del granted[at]
                 break
             at += 1
-        else:
-            granted.insert(at, permission)
-        self._put(AUTH_ROLE, request.name, proto.Role(name=role.name, keyPermission=granted))
-        self._commit()
+        granted.insert(at, permission.encode())
+        self._put_role(request.name, granted)
 
     def revoke_permission(self, request: proto.AuthRoleRevokePermissionRequest) -> None:
-        role = self.existing_role(request.role)
-        left = [
-            permission
-            for permission in role.keyPermission
-            if (permission.key, permission.range_end) != (request.key, request.range_end)
-        ]
-        if len(left) == len(role.keyPermission):
+        granted = self.permissions(request.role)
+        decode, range_of = proto.Permission.decode, attrgetter("key", "range_end")
+        left = [each for each in granted if range_of(decode(each)) != range_of(request)]
+        if len(left) == len(granted):
             raise error("PermissionNotGranted")
-        self._put(AUTH_ROLE, request.role, proto.Role(name=role.name, keyPermission=left))
+        self._put_role(request.role, left)
+
+    def _put_role(self, name: str, permissions: Sequence[Any]) -> None:
+        self._put(AUTH_ROLE, name, proto.Role(name=name.encode(), keyPermission=permissions))
         self._commit()
 
     def existing_user(self, name: str) -> proto.User:
@@ -478,11 +472,19 @@ class Auth:
             raise error("UserNotFound")
         return user
 
-    def existing_role(self, name: str) -> proto.Role:
-        """Raises RoleNotFound."""
-        if (role := self.role(name)) is None:
+    def permissions(self, role: str) -> list[Any]:
+        """The permissions of a role by key, encoded: there may be 2,000. Raises RoleNotFound."""
+        record = self._store.buckets.get(AUTH_ROLE, {}).get(role.encode())
+        if record is None:
             raise error("RoleNotFound")
-        return role
+        found, at = [], 0
+        while at < len(record):
+            is_permission = record[at] >> 3 == 2
+            size, at = proto.read_varint(record, at + 1, len(record))
+            if is_permission:
+                found.append(record[at : at + size])
+            at += size
+        return found
 
     def _put(self, bucket: int, name: str, message: proto.User | proto.Role | None) -> None:
         """Set or remove a record. Raises EtcdError if it is too large, or if all are; call it

@@ -269,9 +269,8 @@ def test_permissions_are_sorted_replaced_and_revoked(auth: Auth) -> None:
     permit(auth, "r", BOTH, b"b")
 
     def granted() -> list[tuple[int, bytes, bytes]]:
-        role = auth.role("r")
-        assert role is not None
-        return [(each.permType, each.key, each.range_end) for each in role.keyPermission]
+        permissions = map(proto.Permission.decode, auth.permissions("r"))
+        return [(each.permType, each.key, each.range_end) for each in permissions]
 
     assert sorted(granted()) == sorted(
         [(WRITE, b"a", b"\0"), (BOTH, b"b", b""), (READ, b"b", b"c")]
@@ -279,6 +278,24 @@ def test_permissions_are_sorted_replaced_and_revoked(auth: Auth) -> None:
     assert [key for _, key, _ in granted()] == [b"a", b"b", b"b"]
     auth.revoke_permission(proto.AuthRoleRevokePermissionRequest(role="r", key=b"b"))
     assert granted() == [(WRITE, b"a", b"\0"), (READ, b"b", b"c")]
+
+
+def test_one_of_many_permissions_is_granted_without_decoding_the_others(
+    auth: Auth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [proto.Permission(key=b"%06d" % n, range_end=b"%06d" % (n + 1)) for n in range(1900)]
+    auth._put_role("r", kept)
+    decoded = []
+    monkeypatch.setattr(proto.Role, "decode", None)
+    decode = proto.Permission.decode
+    monkeypatch.setattr(proto.Permission, "decode", lambda buf: decoded.append(buf) or decode(buf))
+    permit(auth, "r", WRITE, b"000100", b"000101")
+    permit(auth, "r", READ, b"0001005")
+    shown = auth.permissions("r")
+    assert len(decoded) < 30
+    kept[100].permType = WRITE
+    kept.insert(101, proto.Permission(key=b"0001005"))
+    assert list(map(decode, shown)) == kept
 
 
 def test_all_comes_back_from_the_store(store: Store, auth: Auth) -> None:

@@ -829,9 +829,7 @@ READERS: dict[int, Callable[[State, Any], Steps]] = methods.by_number(
         ),
         "Auth.UserList": _of_auth(lambda auth, _: proto.AuthUserListResponse(users=auth.users())),
         "Auth.RoleGet": _of_auth(
-            lambda auth, asked: proto.AuthRoleGetResponse(
-                perm=auth.existing_role(asked.role).keyPermission
-            )
+            lambda auth, asked: proto.AuthRoleGetResponse(perm=auth.permissions(asked.role))
         ),
         "Auth.RoleList": _of_auth(lambda auth, _: proto.AuthRoleListResponse(roles=auth.roles())),
     },

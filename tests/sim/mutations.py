@@ -1014,7 +1014,7 @@ def _a_deleted_role_stays_with_its_users(patch: Patch) -> None:
     def partial(self: Any, request: Any) -> None:
         if self.enabled and request.role == "root":
             raise error("InvalidAuthMgmt")
-        self.existing_role(request.role)
+        self.permissions(request.role)
         self._put(AUTH_ROLE, request.role, None)
         self._commit()
 

@@ -360,7 +360,10 @@ def text_of(auth: Any) -> str:
         has_password = not (user.options is not None and user.options.no_password)
         users[name] = (user.password, has_password, auth.since.get(name), sorted(user.roles))
     roles = {
-        name: sorted(((p.key, p.range_end), p.permType) for p in auth.role(name).keyPermission)
+        name: sorted(
+            ((p.key, p.range_end), p.permType)
+            for p in map(proto.Permission.decode, auth.permissions(name))
+        )
         for name in auth.roles()
     }
     return f"{auth.enabled} {auth.revision} {auth.key.hex()} {users} {roles}"
