@@ -94,7 +94,7 @@ class _Wait(NamedTuple):
     revision: int
 
 
-Script = Generator[Any, Any, None]
+Script = Generator[Any, Any, Any]
 
 
 class _Queue(OwnRequester):
@@ -116,9 +116,9 @@ class _Queue(OwnRequester):
         """The same in order, as (create_revision, key)."""
         self._seen = 0
         """Every change up to this revision is in `_keys`."""
-        self._calls: dict[_QueueCall, tuple[int, int, _QueueCall] | None] = {}
+        self._calls: dict[_ScriptedCall, tuple[int, int, _ScriptedCall] | None] = {}
         """All calls, with their items in `_waiting`."""
-        self._waiting: SortedList[tuple[int, int, _QueueCall]] = SortedList()
+        self._waiting: SortedList[tuple[int, int, _ScriptedCall]] = SortedList()
         """The calls whose turn has not come, as (revision, number, call)."""
         self._number = 0
         self._stream: WatchStream | None = None
@@ -129,7 +129,7 @@ class _Queue(OwnRequester):
         """Why the queue could not be read: all calls fail."""
         self._read()
 
-    def join(self, revision: int, call: _QueueCall) -> bool:
+    def join(self, revision: int, call: _ScriptedCall) -> bool:
         """Take a call in. True if its turn has come, else `advance` is called when it has."""
         self._calls[call] = None
         if revision <= self._turn():
@@ -139,7 +139,7 @@ class _Queue(OwnRequester):
         self._waiting.add(item)
         return False
 
-    def leave(self, call: _QueueCall) -> None:
+    def leave(self, call: _ScriptedCall) -> None:
         """The call needs the queue no longer. Not to be called while the hub reports an event."""
         item = self._calls.pop(call, None)
         if item is not None:
@@ -159,6 +159,10 @@ class _Queue(OwnRequester):
     def is_behind(self, revision: int) -> bool:
         """An older key is known, so the key of this revision holds nothing."""
         return not self._is_reading and bool(self._oldest) and self._oldest[0][0] < revision
+
+    def oldest(self, gone: tuple[int, bytes] | None) -> tuple[int, bytes] | None:
+        """The oldest (create_revision, key), except for one that is gone, perhaps unseen here."""
+        return next((item for item in self._oldest[:2] if item != gone), None)
 
     def _wake(self) -> None:
         turn = self._turn()
@@ -348,6 +352,8 @@ class _ScriptedCall(Call):
 
     is_blocked = False
     """For the member: the answers to a script's requests are small."""
+    _queue: _Queue | None = None
+    """Where the call waits."""
 
     def opened(self) -> None:
         self.owner.calls.hold(self.request_id, CALL_BYTES)
@@ -474,6 +480,7 @@ class _ScriptedCall(Call):
                 self.advance(error("RequestTooManyRequests"))
 
     def _finish_with(self, failure: EtcdError | None) -> None:
+        self._close_stream()
         if self._is_over:
             return
         self._is_over = True
@@ -498,13 +505,21 @@ class _ScriptedCall(Call):
 
     def _join(self, place: _Wait) -> bool:
         """Whether its turn has come; else the script is sent True later."""
-        raise NotImplementedError
+        queues = _shared(self.member).queues
+        queue = queues.get(place.prefix)
+        if queue is None:
+            queue = queues[place.prefix] = _Queue(self.member, place.prefix)
+        self._queue = queue
+        return queue.join(place.revision, self)
 
     def _close_stream(self) -> None:
         self._is_following = False
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        if self._queue is not None:
+            queue, self._queue = self._queue, None
+            queue.leave(self)
 
     def _give_up(self) -> None:
         if self._script is not None:
@@ -589,8 +604,6 @@ class _QueueCall(_ScriptedCall):
 
     lost = ""
     """The error if the key is deleted while the call waits."""
-    _queue: _Queue | None = None
-    """Where the call waits."""
 
     def stand(
         self, request: proto.LockRequest | proto.CampaignRequest, value: bytes | None
@@ -638,24 +651,6 @@ class _QueueCall(_ScriptedCall):
                 target=proto.Compare.MOD, key=mine.key, mod_revision=place.written
             )
             propose(TXN, proto.TxnRequest(compare=[compare], success=[_delete(mine.key)]))
-
-    def _join(self, place: _Wait) -> bool:
-        queues = _shared(self.member).queues
-        queue = queues.get(place.prefix)
-        if queue is None:
-            queue = queues[place.prefix] = _Queue(self.member, place.prefix)
-        self._queue = queue
-        return queue.join(place.revision, self)
-
-    def _close_stream(self) -> None:
-        super()._close_stream()
-        if self._queue is not None:
-            queue, self._queue = self._queue, None
-            queue.leave(self)
-
-    def _finish_with(self, failure: EtcdError | None) -> None:
-        self._close_stream()
-        super()._finish_with(failure)
 
     def won(self, mine: proto.LeaderKey, placed: Any, found: Any) -> Any:
         """The answer. `placed` is the header of the write that created or found the key, `found`
@@ -719,35 +714,47 @@ class ObserveCall(_ScriptedCall):
 
     def run(self, request: proto.LeaderRequest) -> Script:
         prefix = request.name + b"/"
+        first = yield _Ask(RANGE, _oldest(prefix))
         while True:
-            first = yield _Ask(RANGE, _oldest(prefix))
             create = proto.WatchCreateRequest(start_revision=first.header.revision + 1)
+            leader, gone = (0, b""), None
             if first.kvs:
-                leader = create.key = first.kvs[0].key
+                leader = first.kvs[0].create_revision, first.kvs[0].key
+                create.key = leader[1]
                 yield proto.LeaderResponse(header=first.header, kv=first.kvs[0])
             else:
-                leader = b""
                 create.key, create.range_end = prefix, _after(prefix)
             seen = yield create
-            is_over = False
-            while not (is_over or seen.canceled):
+            while not (gone or seen.canceled):
                 header, revision = seen.header, seen.header.revision
                 for event in seen.events:
                     kv = event.kv
                     if event.type == proto.Event.DELETE:
-                        if kv.key == leader:
-                            is_over = True
+                        if kv.key == leader[1]:
+                            gone = leader
                             break
-                    elif not leader:
+                    elif not leader[1]:
                         # The first key of an empty queue leads.
-                        leader = kv.key
+                        leader = kv.create_revision, kv.key
                         header.revision = kv.mod_revision
                         yield proto.LeaderResponse(header=header, kv=kv)
-                    elif kv.key == leader:
+                    elif kv.key == leader[1]:
                         header.revision = revision
                         yield proto.LeaderResponse(header=header, kv=kv)
-                if not is_over:
+                if not gone:
                     seen = yield None
+            first = yield from self._find_next(prefix, gone)
+
+    def _find_next(self, prefix: bytes, gone: tuple[int, bytes] | None) -> Script:
+        """Read the leader after one that is `gone`. All observers of a name learn its key from one
+        queue: no older key appears, so if the key is still there, it leads."""
+        yield _Wait(prefix, 1)
+        found = self._queue and self._queue.oldest(gone)
+        if found:
+            answer = yield _Ask(RANGE, proto.RangeRequest(key=found[1]))
+            if answer.kvs and answer.kvs[0].create_revision == found[0]:
+                return answer
+        return (yield _Ask(RANGE, _oldest(prefix)))
 
 
 def _leader_of(request: proto.ProclaimRequest | proto.ResignRequest) -> proto.LeaderKey:
