@@ -393,20 +393,16 @@ class Dial(PeerConnection):
     reads_always = True
 
     def __init__(
-        self,
-        local: Local,
-        link: Link,
-        on_output: Callable[[Any], None],
-        offer: proto.SnapshotOffer | None = None,
+        self, link: Link, on_output: Callable[[Any], None], shipment: Shipment | None = None
     ) -> None:
-        super().__init__(local, on_output)
+        super().__init__(link.local, on_output)
         self.link = link
+        self.shipment = shipment
         self.metrics = link.metrics
         self._questions: dict[int, tuple[float, Done]] = {}
         self._next_id = 1
         self._next_ping_at = 0.0
         self._retires_at = math.inf
-        self._offer = offer
 
     def connected(self) -> None:
         """The connection is established: send the handshake and the introduction."""
@@ -417,7 +413,7 @@ class Dial(PeerConnection):
             member_id=identity.member_id,
             to=self.link.node,
             version=program_version(self.local.version),
-            snapshot=self._offer,
+            snapshot=self.shipment.offer if self.shipment is not None else None,
             life=identity.incarnation,
             recovered=self.local.rollback.recovered,
         )
@@ -521,19 +517,12 @@ class SnapshotDial(Dial):
 
     silence_s = SNAPSHOT_SILENCE_S
 
-    def __init__(
-        self,
-        local: Local,
-        link: Link,
-        on_output: Callable[[Any], None],
-        image: Image,
-        offer: proto.SnapshotOffer,
-    ) -> None:
-        super().__init__(local, link, on_output, offer)
-        self._image = image
+    def __init__(self, link: Link, on_output: Callable[[Any], None], shipment: Shipment) -> None:
+        super().__init__(link, on_output, shipment)
+        self._image = shipment.image
         self._offset = 0
         self._allowance = 0.0
-        self._refilled_at = local.clock()
+        self._refilled_at = link.local.clock()
         self._is_sending = False
 
     def welcomed(self, offset: int) -> None:
@@ -578,7 +567,7 @@ class SnapshotDial(Dial):
         if isinstance(answer, EtcdError):
             fields = {"error": answer.text, "remote_peer_id": f"{self.link.node:x}"}
             log.warn("the snapshot was not taken", **fields)
-        if self.link.snapshot_dial is self:
+        if self.link.shipment is self.shipment:
             self.link.snapshot_over(not isinstance(answer, EtcdError))
         self.is_closing = True
         self.outbox.wake()
@@ -593,6 +582,28 @@ SNAPSHOT_ID = 1
 """The request id of the introduction. The snapshot is answered under the same id."""
 
 
+class Shipment:
+    """A snapshot on its way to another member, over several connections if one breaks."""
+
+    def __init__(self, image: Image, offer: proto.SnapshotOffer, now: float) -> None:
+        self.image = image
+        self.offer = offer
+        """Describes it."""
+        self.dial: SnapshotDial | None = None
+        self.next_dial_at = -math.inf
+        self.until = now + SNAPSHOT_KEPT_S
+        """It is given up if there is no connection for it by this time."""
+
+    def lost(self, dial: Dial, now: float) -> None:
+        """A connection ended before the snapshot was received: another one continues it."""
+        if dial is not self.dial:
+            return
+        self.dial = None
+        self.next_dial_at = now + SNAPSHOT_REDIAL_S
+        if dial.is_open:
+            self.until = now + SNAPSHOT_KEPT_S
+
+
 class Link:
     """What this member keeps for each other one: the connection, when to dial again, and the
     snapshot to send, if there is one."""
@@ -602,15 +613,9 @@ class Link:
         self.node = node
         self.urls = urls
         self.dial: Dial | None = None
-        self.snapshot_dial: SnapshotDial | None = None
-        self.image: Image | None = None
-        """The snapshot that is being sent."""
+        self.shipment: Shipment | None = None
         self.next_snapshot_at = -math.inf
         """After a refusal, no snapshot is sent before this time."""
-        self._next_snapshot_dial_at = -math.inf
-        self._snapshot_until = math.inf
-        """The snapshot is given up if there is no connection for it by this time."""
-        self._offer: Any = None
         self.version: Version | None = None
         """Of its program, as it said last; None if it never did."""
         self.since: float | None = None
@@ -629,15 +634,15 @@ class Link:
         """The connections to make now; the owner dials each at `url`."""
         made: list[Dial] = []
         if self.dial is None and now >= self._next_dial_at:
-            self.dial = Dial(self.local, self, on_output)
+            self.dial = Dial(self, on_output)
             made.append(self.dial)
-        if self.image is not None and self.snapshot_dial is None:
-            if now > self._snapshot_until:
+        shipment = self.shipment
+        if shipment is not None and shipment.dial is None:
+            if now > shipment.until:
                 self.snapshot_over(False)
-            elif self.since is not None and now >= self._next_snapshot_dial_at:
-                dial = SnapshotDial(self.local, self, on_output, self.image, self._offer)
-                self.snapshot_dial = dial
-                made.append(dial)
+            elif self.since is not None and now >= shipment.next_dial_at:
+                shipment.dial = SnapshotDial(self, on_output, shipment)
+                made.append(shipment.dial)
         return made
 
     @property
@@ -648,9 +653,8 @@ class Link:
         """An attempt to connect failed. `is_refused`: the machine answers, but no process listens
         on the port."""
         dial.outbox.close()  # No connection will. It refers to the dial, and the dial to it.
-        if dial is self.snapshot_dial:
-            self._snapshot_lost(dial)
-            return
+        if dial.shipment is not None:
+            dial.shipment.lost(dial, self.local.clock())
         if dial is not self.dial:
             return
         self.dial = None
@@ -702,9 +706,8 @@ class Link:
 
     def lost(self, dial: Dial) -> None:
         """A connection ended."""
-        if dial is self.snapshot_dial:
-            self._snapshot_lost(dial)
-            return
+        if dial.shipment is not None:
+            dial.shipment.lost(dial, self.local.clock())
         if dial is not self.dial:
             return
         self.dial = None
@@ -735,33 +738,21 @@ class Link:
     def send_snapshot(self, image: Image, offer: proto.SnapshotOffer) -> None:
         """Send a snapshot, over several connections if one breaks. `offer` describes it."""
         self.drop_snapshot("there is a newer snapshot to send")
-        self.image = image
-        self._offer = offer
-        self._next_snapshot_dial_at = -math.inf
-        self._snapshot_until = self.local.clock() + SNAPSHOT_KEPT_S
+        self.shipment = Shipment(image, offer, self.local.clock())
 
     def drop_snapshot(self, why: str) -> None:
         """Stop sending the snapshot."""
-        if self.snapshot_dial is not None:
-            self.snapshot_dial.abort(why)
-            self.snapshot_dial = None
-        if self.image is not None:
-            self.image.close()
-            self.image = None
-
-    def _snapshot_lost(self, dial: Dial) -> None:
-        """A connection ended before the snapshot was received: another one continues it."""
-        self.snapshot_dial = None
-        now = self.local.clock()
-        self._next_snapshot_dial_at = now + SNAPSHOT_REDIAL_S
-        if dial.is_open:
-            self._snapshot_until = now + SNAPSHOT_KEPT_S
+        if self.shipment is not None:
+            if self.shipment.dial is not None:
+                self.shipment.dial.abort(why)
+            self.shipment.image.close()
+            self.shipment = None
 
     def snapshot_over(self, taken: bool) -> None:
         """The snapshot was received, refused or given up."""
-        if self.image is not None:
-            self.image.close()
-            self.image = None
+        if self.shipment is not None:
+            self.shipment.image.close()
+            self.shipment = None
             if not taken:
                 self.next_snapshot_at = self.local.clock() + SNAPSHOT_PAUSE_S
             self.local.events.on_snapshot_sent(self.node, taken)

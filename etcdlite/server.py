@@ -480,7 +480,7 @@ class Server:
 
     def _dial_peers(self, now: float) -> None:
         for link in tuple(self.member.peers.links.values()):
-            if link.dial is None or link.image is not None:
+            if link.dial is None or link.shipment is not None:
                 for dial in link.dials(now, self.connections.dirty.append):
                     threads.start_dial(dial, link.url, self._channels.dial, self._report)
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from etcdlite import __version__, backup_status, errors, log, methods, metrics, 
 from etcdlite.member import Member
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.raft import HEARTBEAT, Message
-from etcdlite.request import about
+from etcdlite.request import about, pass_on
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.hpack import pack
@@ -529,9 +530,8 @@ def test_background_work_is_counted(lone: LoneMember) -> None:
         write(lone, "KV.Put", key=b"k", value=bytes(10_000))
     write(lone, "KV.Compact", revision=20)
     asker = Asker()
-    lone.member.maintenance.defragment(
-        asker, 1, methods.METHOD_BY_NAME["Maintenance.Defragment"].number
-    )
+    method = methods.METHOD_BY_NAME["Maintenance.Defragment"].number
+    lone.member.maintenance.defragment(partial(pass_on, asker, 1, method))
     lone.settle()
     lone.tick()
     assert type(asker.outcome) is proto.DefragmentResponse

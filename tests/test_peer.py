@@ -572,11 +572,11 @@ CALLERS = [Caller(members=3)]
 def test_a_dialer_hangs_up_on_what_is_not_a_member() -> None:
     caller = Caller(members=3)
     link = Link(caller.member.peers.local, 99, [url("m9")])
-    dial = Dial(caller.member.peers.local, link, lambda session: None)
+    dial = Dial(link, lambda session: None)
     dial.connected()
     dial.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     assert dial.is_closing
-    dial = Dial(caller.member.peers.local, link, lambda session: None)
+    dial = Dial(link, lambda session: None)
     dial.connected()
     dial.receive(
         HANDSHAKE.pack(MAGIC, peer_frames.VERSION, 0) + peer_frames.frame(9, RAFT, END, b"")

@@ -16,7 +16,7 @@ from etcdlite import bootstrap, frames, proto, secret_file
 from etcdlite.bootstrap import NoAnswer, NoChannel
 from etcdlite.client.connection import WANTS_SECRET, ClientConnection
 from etcdlite.frames import HANDSHAKE, MAGIC, SECRET_REFUSAL, FrameReader
-from etcdlite.peer import Dial
+from etcdlite.peer import Dial, Local
 from etcdlite.secret import CLIENT, PEER, Channels, InitiatorChannel, ResponderChannel
 from etcdlite.secret_file import SecretFile
 from etcdlite.wire.session import Opening
@@ -74,7 +74,7 @@ def test_a_member_without_a_secret_says_what_the_other_one_wants() -> None:
     opening = InitiatorChannel((ONE,), PEER).output()
     caller.send(opening)
     assert caller.session.is_closing
-    dial = Dial(caller.member.peers.local, _NoLink(), lambda session: None)  # type: ignore[arg-type]
+    dial = Dial(_NoLink(caller.member.peers.local), lambda session: None)  # type: ignore[arg-type]
     dial.connected()
     dial.receive(SECRET_REFUSAL)
     assert dial.is_closing
@@ -85,6 +85,9 @@ class _NoLink:
 
     node = 2
     metrics = None
+
+    def __init__(self, local: Local) -> None:
+        self.local = local
 
 
 def test_the_refusal_of_a_listener_is_the_one_that_plain_sides_know() -> None:

@@ -17,7 +17,7 @@ from etcdlite.identity import Identity
 from etcdlite.options import Options
 from etcdlite.raft import FOLLOWER, LEADER, Raft
 from etcdlite.replica.suspicion import Suspicion
-from etcdlite.request import Session
+from etcdlite.request import Done
 
 COMMIT_DELAY_S = 0.002
 """A leader tells the others what is committed with its next append, or after this time: so with one
@@ -109,7 +109,7 @@ class Leadership:
         """No leader was heard of since the start, and no quorum could be reached."""
         self._handed_over_at = -math.inf
         """When this member last began a transfer of its own accord."""
-        self._transfers: list[tuple[float, int, Session, int, int]] = []
+        self._transfers: list[tuple[float, int, Done]] = []
         """Pending transfers: (start time, target, session, request id, method)."""
 
     def changed(self, leader: int) -> None:
@@ -288,7 +288,7 @@ class Leadership:
 
     # Transfers.
 
-    def move(self, session: Session, request_id: int, method: int, node: int) -> None:
+    def move(self, node: int, done: Done) -> None:
         """Transfer leadership to the voter `node`, and answer when it leads. Only the leader calls
         this. Raises BadLeaderTransferee, RequestTooManyRequests."""
         if len(self._transfers) >= MAX_TRANSFERS:
@@ -298,21 +298,21 @@ class Leadership:
                 self._raft.transfer_leader(node)
             except ValueError:
                 raise error("BadLeaderTransferee") from None
-        self._transfers.append((self._clock(), node, session, request_id, method))
+        self._transfers.append((self._clock(), node, done))
         self.answer_transfers()
 
     def answer_transfers(self) -> None:
         """Answer the transfers that are done, and fail those that take too long."""
         now = self._clock()
         for transfer in self._transfers[:]:
-            since, node, session, request_id, method = transfer
+            since, node, done = transfer
             if self._raft.leader == node:
                 self._transfers.remove(transfer)
                 # As in etcd, the response has no header.
-                session.reply(request_id, method, b"")
+                done(b"")
             elif now - since > self._request_timeout_s:
                 self._transfers.remove(transfer)
-                session.fail(request_id, method, error("TimeoutDueToLeaderFail"))
+                done(error("TimeoutDueToLeaderFail"))
 
     def hand_over_if_slow(self, now: float, unsynced_since: float) -> None:
         """If a write to this disk has been pending, since `unsynced_since`, for half an election

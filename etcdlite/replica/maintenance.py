@@ -24,7 +24,7 @@ from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.replica.alarms import RAISE_AGAIN_S
 from etcdlite.replica.state import State
-from etcdlite.request import Session, pass_on
+from etcdlite.request import Done
 from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.disk import NO_SPACE
 from etcdlite.storage.layout import SEGMENT_HEADER, DataDamaged
@@ -107,16 +107,16 @@ class Maintenance:
         self._compaction_dropped = 0
         self._job: Job | None = None
         self._task_is_out = False
-        self._waiting_defragment: list[tuple[Session, int, int]] = []
-        self._defragmenting: list[tuple[Session, int, int]] = []
+        self._waiting_defragment: list[Done] = []
+        self._defragmenting: list[Done] = []
 
     # From requests.
 
-    def defragment(self, session: Session, request_id: int, method: int) -> None:
+    def defragment(self, done: Done) -> None:
         """Write a checkpoint, without which no space can be freed, clean every segment that has
         garbage, then answer. The answer is NoSpace if there was no space for this, and Unavailable
         if there was no file descriptor."""
-        self._waiting_defragment.append((session, request_id, method))
+        self._waiting_defragment.append(done)
         self._job = self._job or self._next_job()
 
     # From the member.
@@ -322,6 +322,6 @@ class Maintenance:
             answer = error("NoSpace")
         else:
             answer = EtcdError(UNAVAILABLE, f"etcdlite: {self._shortage}")
-        for session, request_id, method in self._defragmenting:
-            pass_on(session, request_id, method, answer)
+        for done in self._defragmenting:
+            done(answer)
         self._defragmenting = []

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import Protocol
 from zlib import crc32
 
-from etcdlite.limits import Limits
+from etcdlite.mvcc import Store
 from etcdlite.storage import layout
-from etcdlite.storage.data import DataFile
-from etcdlite.storage.index import HEAD, Index
+from etcdlite.storage.index import HEAD
 from etcdlite.storage.layout import MOVED, OFFSET_MASK, RECORD_HEADER_BYTES, key_and_revision
 from etcdlite.storage.steps import Job
 
@@ -24,28 +22,6 @@ _CHANGES = {layout.PUT, layout.TOMBSTONE, layout.PUT | MOVED, layout.TOMBSTONE |
 
 _MOD_AND_LOCATION = Struct("<Q16xQ")
 _LOCATION_AT = 24  # In a row of `Index.heads`.
-
-
-class Store(Protocol):
-    """What cleaning needs of the store."""
-
-    data: DataFile
-    index: Index
-    limits: Limits
-    applied_index: int
-    applied_term: int
-    checkpoint_begin: tuple[int, int]
-    uncleanable: set[int]
-
-    @property
-    def oldest_read(self) -> int:
-        """No read needs the history before this revision."""
-
-    def mark(self, index: int, term: int) -> None: ...
-
-    def fill_page(self) -> None: ...
-
-    def set_bucket(self, bucket: int, key: bytes, value: bytes | None) -> None: ...
 
 
 def segment_to_clean(store: Store, least_garbage: float) -> int | None:

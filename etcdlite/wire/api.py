@@ -350,7 +350,7 @@ def _move_leader(member: Member, received: Received, is_current: bool = False) -
     if not member.leads:
         raise error("NotLeader")
     if is_current:
-        member.leadership.move(*received[:3], received.request.targetID)
+        member.leadership.move(received.request.targetID, received.answer)
     else:
         _as_of_now(partial(_move_leader, is_current=True), member, received)
 
@@ -550,7 +550,7 @@ _BY_METHOD = {
         "Maintenance.Alarm": _alarm,
         "Maintenance.Status": _status,
         "Maintenance.Defragment": lambda member, received: member.maintenance.defragment(
-            *received[:3]
+            received.answer
         ),
         "Maintenance.HashKV": _hash_kv,
         "Maintenance.MoveLeader": _move_leader,
