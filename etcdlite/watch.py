@@ -717,7 +717,7 @@ class WatchHub:
             return
         last = min(events[-1][0], self.revision) if events else present
         joined, last = yield from self._join_steps(sweep, last)
-        read, batches = events, {}
+        read = events
         if events and events[-1][0] > last:
             # The rest is for the next slice, or for `notify` if it was not notified yet.
             at = bisect_right(events, last, key=itemgetter(0))
@@ -746,10 +746,11 @@ class WatchHub:
                     if at:
                         yield
                     self._park(blocked[at : at + limits.move_step_watches], index, piece[0][0])
+                for _ in discard(x for x in batches.values() if len(x) > limits.merge_step_items):
+                    yield  # To free them takes time, too.
         sweep.position = last + 1
-        if len(read) > limits.max_events_at_once:  # To free them takes time, too.
-            lists: list[list[Any]] = [*batches.values(), events, read]
-            for _ in discard(items for items in lists if len(items) > limits.merge_step_items):
+        if len(read) > limits.max_events_at_once:
+            for _ in discard((encoded, events, read)):
                 yield
         elif last < self.revision:
             self._slices.keep(first, events, encoded)

@@ -6,6 +6,7 @@ import gc
 import itertools
 import math
 import random
+import sys
 from collections import Counter
 from types import FunctionType, ModuleType
 from typing import Any
@@ -716,6 +717,32 @@ def test_the_previous_values_of_a_revision_are_encoded_and_joined_in_steps(fragm
     assert all(len(event.prev_kv.value) == 5000 for event in events)
     member.put(b"k")
     assert seen(inbox.take()) == [(4, b"k")]
+
+
+@pytest.mark.parametrize("prev_kv", [False, True])
+def test_no_step_frees_much_of_a_large_revision(prev_kv):
+    """Nor between the ranges that it is sent to, one after the other."""
+    member = Member(limits=Limits(max_events_at_once=1000, slice_matches=1000))
+    keys = [b"k%05d" % n for n in range(10_000)]
+    member.write(*[(key, b"v") for key in keys])
+    values = {event[1]: event[3] for event in member.store.history}
+    stream, inbox = member.open()
+    for start in (b"a", b"b", b"c"):
+        stream.create(wanted(start, b"z", prev_kv=prev_kv))
+    most, is_left = 0, True
+    gc.collect()
+    gc.disable()  # What other tests left would count.
+    try:
+        with mock.patch.object(member.store, "previous", lambda key, revision: values[key]):
+            member.write(*[(key, None) for key in keys])
+            while is_left:
+                before = sys.getallocatedblocks()
+                is_left = member.hub.run(lambda: True)
+                most = max(most, before - sys.getallocatedblocks())
+    finally:
+        gc.enable()
+    assert [len(response.events) for response in inbox.take()[3:]] == [10_000] * 3
+    assert most < 5000
 
 
 def with_watches_of_one_key(count: int, max_sends_at_once: int):
