@@ -1541,6 +1541,7 @@ def test_a_lost_quorum_is_told_with_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     (line,) = told
     assert "no leader for 1" in line and "reaches 1 of 3 voting members" in line
     assert "2 are needed" in line
+    assert "If the log says that a peer refused this member, see why there; else start" in line
     cluster.leader.start()
     world.elect()
     world.run(20)

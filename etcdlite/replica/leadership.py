@@ -157,8 +157,9 @@ class Leadership:
             self._quiet_until = now + NO_LEADER_PAUSE_S
             log.error(
                 f"there has been no leader for {now - self._leader_seen_at:.0f} s: {missing}. "
-                "Writes and linearizable reads fail here meanwhile. Start the others, or mend the "
-                "network; if they are lost, see 'More than half is lost' in the documentation",
+                "Writes and linearizable reads fail here meanwhile. If the log says that a peer "
+                "refused this member, see why there; else start the others, or mend the network. "
+                "If they are lost, see 'More than half is lost' in the documentation",
                 **self._ids(),
             )
 
