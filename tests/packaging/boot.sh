@@ -157,6 +157,22 @@ rm -r /etc/systemd/system/etcdlite.service.d /srv/etcdlite
 systemctl daemon-reload
 systemctl start etcdlite
 
+# An installation starts again what a removal stopped, if it is enabled.
+systemctl enable etcdlite@m2
+cp /etc/etcdlite/m2.toml /etc/etcdlite/m3.toml
+sed -i 's/:123/:133/' /etc/etcdlite/m3.toml
+systemctl start etcdlite@m2 etcdlite@m3
+apt-get remove -y etcdlite
+if pgrep_etcdlite; then exit 1; fi
+apt-get install -y ./next.deb
+systemctl is-active etcdlite etcdlite@m2 etcdlite-backup.timer
+test "$(systemctl is-active etcdlite@m3)" = inactive
+test "$(value greeting)" = hello
+systemctl stop etcdlite@m2
+apt-get remove -y etcdlite
+apt-get install -y ./next.deb
+test "$(systemctl is-active etcdlite@m2)" = inactive
+
 # Remove keeps data and configuration; purge keeps data and says so.
 pgrep_etcdlite
 apt-get remove -y etcdlite
@@ -168,9 +184,11 @@ grep -F '/var/lib/etcdlite is not empty and was left' purged
 test -d /var/lib/etcdlite/default.etcdlite
 test ! -e /etc/etcdlite.toml
 if systemctl cat etcdlite; then exit 1; fi
+test -z "$(find /etc/systemd /var/lib -maxdepth 3 -name 'etcdlite*.service' -o -name 'etcdlite.running')"
 
 # The data that was left is used again.
 apt-get install -y ./etcdlite.deb
+test "$(systemctl is-active etcdlite)" = inactive
 systemctl start etcdlite
 test "$(value greeting)" = hello
 apt-get purge -y etcdlite
