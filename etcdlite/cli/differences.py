@@ -172,23 +172,23 @@ def diff(session: Session) -> None:
     client = session.client()
     now = part(client.call("KV.Range", proto.RangeRequest(key=b"\0", count_only=True)))
     first, last = _revisions(session.flags["rev"], now.revision)
-    changed: dict[bytes, Any] = {}
+    changed: dict[bytes, int] = {}  # The revisions only: there may be millions of values.
     try:
         # Also if nothing changed, the older revision must be there.
         request = proto.RangeRequest(key=b"\0", revision=first, count_only=True)
         client.call("KV.Range", request)
         for event in events(client, *prefix_range(prefix), first + 1, last):
-            changed[event.kv.key] = event
+            changed[event.kv.key] = event.kv.mod_revision
     except Compacted:
         raise Failure(f"the history of revision {first} is compacted; name a later one") from None
     timeline = _timeline(client)
     for key in sorted(changed):
-        event = changed[key]
-        kvs = client.call("KV.Range", proto.RangeRequest(key=key, revision=first)).kvs
-        old = kvs[0] if kvs else None
-        new = None if event.type == proto.Event.DELETE else event.kv
+        both = [proto.RangeRequest(key=key, revision=revision) for revision in (first, last)]
+        reads = proto.TxnRequest(success=[proto.RequestOp(request_range=one) for one in both])
+        answers = client.call("KV.Txn", reads).responses
+        old, new = (next(iter(answer.response_range.kvs), None) for answer in answers)
         if (old and (old.value, old.lease)) != (new and (new.value, new.lease)):
-            _show_change(session, timeline, old, new, event.kv.mod_revision)
+            _show_change(session, timeline, old, new, changed[key])
 
 
 def _revisions(text: str, now: int) -> tuple[int, int]:
