@@ -102,6 +102,9 @@ _FRAGMENTS = 8
 
 _NO_LIMIT = 1 << 62
 
+_CHORES = 5
+"""Kinds of `_do_chore`."""
+
 BYTES_PER_MATCH = 512
 EVENTS_PER_PREVIOUS = 3
 """In `match_step_events`, this much of an encoded event counts as one more event, and a previous
@@ -345,6 +348,8 @@ class WatchHub:
         self._job: Generator[None, None, None] | None = None
         """The step of a sweep that `run` continues."""
         self._is_chores_turn = False
+        self._chore = 0
+        """The kind of the last one."""
         self.timers: Any = SortedList()
         self._timer_number = 0
         self._now = 0.0
@@ -374,8 +379,7 @@ class WatchHub:
                         begin, size = at, 0
                     size += len(event[3])
                 self._notify_synced(events[begin:] if begin else events)
-        if self._future:
-            self._start_future()
+        self._start_future()
 
     @property
     def slow_watches(self) -> int:
@@ -408,35 +412,43 @@ class WatchHub:
     def _begin_job(self) -> None:
         """Chores and sweeps take turns, and so do the sweeps."""
         self._is_chores_turn = not self._is_chores_turn
-        if self._is_chores_turn and self._do_chore():
+        if self._is_chores_turn and self._do_next_chore():
             return
         self._start_sweeps()
         if self._sweeps:
             self._sweeps.rotate(-1)
             self._job = self._sweep_steps(self._sweeps[-1])
         elif not self._is_chores_turn:
-            self._do_chore()
+            self._do_next_chore()
 
-    def _do_chore(self) -> bool:
-        """Move up to `move_step_watches` watches to the state that they belong to. Returns whether
-        there was something to do."""
-        most = self.limits.move_step_watches
-        if self.closing:
+    def _do_next_chore(self) -> bool:
+        """Move some watches to the state that they belong to; each kind of chore gets its turn.
+        Returns whether there was something to do."""
+        for _ in range(_CHORES):
+            self._chore = (self._chore + 1) % _CHORES
+            if self._do_chore(self._chore):
+                return True
+        return False
+
+    def _do_chore(self, kind: int) -> bool:
+        """Move up to `move_step_watches` watches. Returns whether there is such a chore."""
+        most, behind = self.limits.move_step_watches, self._behind
+        if kind == 0 and self.closing:
             watches = self.closing[0].by_id
             for watch in list(islice(watches.values(), most)):
                 watch.stream.forget(watch)
             if not watches:
                 self.closing.popleft()
-        elif self.waking:
+        elif kind == 1 and self.waking:
             for stream in list(islice(self.waking, most)):
                 most -= stream.wake_some(most)
-        elif self._future and self._future.peekitem(0)[0] <= self.revision + 1:
+        elif kind == 2 and self._future and self._future.peekitem(0)[0] <= self.revision + 1:
             self._start_future()
-        elif self._behind and self._behind.peekitem(0)[0] < self._store.compacted:
-            self._end_compacted(list(islice(self._behind.peekitem(0)[1], most)))
-        elif self._behind and self.lag is None and self._behind.peekitem(-1)[0] > self.revision:
+        elif kind == 3 and behind and behind.peekitem(0)[0] < self._store.compacted:
+            self._end_compacted(list(islice(behind.peekitem(0)[1], most)))
+        elif kind == 4 and behind and not self.lag and behind.peekitem(-1)[0] > self.revision:
             # They arrived while the synced watches lagged, and lack nothing now.
-            first, watches = self._behind.peekitem(-1)
+            first, watches = behind.peekitem(-1)
             for watch in list(islice(watches, most)):
                 self.remove(watch)
                 self.place(watch, _SYNCED, first)
@@ -472,8 +484,6 @@ class WatchHub:
         `next_tick` is not after `now`."""
         self._now = now
         timers = self.timers
-        if not timers:
-            return
         header = b""
         for _ in range(self.limits.tick_timers):
             if not timers or timers[0][0] > now:
@@ -835,8 +845,7 @@ class WatchHub:
         stream = watch.stream
         if state == _SYNCED:
             self.synced.add(watch, 0)
-            if not stream.unsynced:
-                stream.answer_progress()
+            stream.answer_progress()
             return
         stream.unsynced += 1
         if state == _FUTURE:
@@ -857,11 +866,9 @@ class WatchHub:
         if state == _SYNCED:
             return
         stream.unsynced -= 1
-        if state == _SERVED:
-            pass
-        elif state == _PARKED:
+        if state == _PARKED:
             del stream.parked[watch]
-        else:
+        elif state != _SERVED:
             queue = self._future if state == _FUTURE else self._behind
             watches = queue[watch.next]
             del watches[watch]

@@ -987,6 +987,27 @@ def test_the_watches_of_many_streams_are_woken_in_steps(member):
     assert all(seen(inbox.take()[1:]) == [(2, b"k")] for inbox in inboxes)
 
 
+def test_streams_that_are_woken_do_not_hold_up_other_chores():
+    member = Member(limits=Limits(slice_bytes=100))
+    parked = []
+    for _ in range(10):
+        inbox = OneAnswer()
+        stream = member.hub.open(inbox)
+        stream.create(wanted(b"k"))
+        parked.append((stream, inbox))
+    member.put(*[b"k"] * 20)
+    member.settle()
+    late, box = member.open()
+    late.create(wanted(b"k", start_revision=2))
+    assert box.take_one().created
+    member.store.compacted = 10
+    for stream, inbox in parked:
+        inbox.blocked = False
+        stream.wake()
+        member.hub.run(lambda: True)
+    assert box.take_one().compact_revision == 10
+
+
 def test_a_stream_with_many_watches_is_closed_in_steps(member):
     stream, inbox = member.open()
     for n in range(2000):
