@@ -113,6 +113,9 @@ class Store:
         self._first_location = 0
         """Of the first change since `end_revision`; 0 if there is none."""
         self._changes = KeyChanges(contents.revision, limits.kept_key_changes)
+        self.counted: dict[tuple[int, bytes | None], tuple[bytes, int]] = {}
+        """The last counts of keys one by one, by revision and end: the start of the range, and how
+        many keys of it exist as of the revision."""
         self._removal: Removal | None = None
         """Of the revision that is being written, if it begins with a large delete."""
         self._packed_bytes, self._staged_bytes = contents.packed_bytes, 0

@@ -25,6 +25,11 @@ _NO_LIMIT = 1 << 62
 SAMPLE_KEYS = 32
 """The size of an answer is estimated from its first records, this many at most."""
 
+MAX_COUNTED = 64
+"""Counts that are remembered (`Store.counted`)."""
+MAX_COUNTED_BYTES = 4096
+"""A count is remembered if the keys that bound it have no more bytes."""
+
 _SORT_FIELDS = ("key", "version", "create_revision", "mod_revision", "value")
 
 
@@ -400,14 +405,37 @@ def _count_steps(
     store: Store, start: bytes, end: bytes | None, revision: int
 ) -> Generator[None, None, int]:
     count, spans = store.count(start, end, revision)
-    for start, end in spans:
-        cursor: bytes | None = start
-        while cursor is not None:
-            counted, cursor = store.index.count_some(cursor, end, revision)
-            count += counted
-            if cursor is not None:
-                yield
+    for span in spans:
+        count += yield from _span_steps(store, *span, revision)
     return count
+
+
+def _span_steps(
+    store: Store, start: bytes, end: bytes | None, revision: int
+) -> Generator[None, None, int]:
+    """Count the keys of [start, end) one by one, as of `revision`; or those between the start of an
+    earlier count and `start`, if they are fewer. So the pages of a list count a page each."""
+    index, counted = store.index, store.counted
+    earlier, known = counted.get((revision, end), (start, -1))
+    is_near = known >= 0 and earlier <= start
+    is_near = is_near and index.visits(earlier, start) < index.visits(start, end)
+    low, high = (earlier, start) if is_near else (start, end)
+    total = 0
+    cursor: bytes | None = low
+    while cursor is not None:
+        some, cursor = index.count_some(cursor, high, revision)
+        total += some
+        if cursor is not None:
+            yield
+    if is_near:
+        total = known - total
+    # The revision that is being written may still change.
+    if revision <= store.revision and len(start) + len(end or b"") <= MAX_COUNTED_BYTES:
+        counted.pop((revision, end), None)
+        counted[revision, end] = start, total
+        if len(counted) > MAX_COUNTED:
+            del counted[next(iter(counted))]
+    return total
 
 
 def _with_fields(kvs: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:

@@ -11,7 +11,7 @@ from rigs.store_rig import SMALL_LIMITS, StoreRig, finish
 
 from etcdlite import proto
 from etcdlite.mvcc import Store
-from etcdlite.ranges import range_steps
+from etcdlite.ranges import MAX_COUNTED, MAX_COUNTED_BYTES, range_steps
 from etcdlite.storage.key_changes import KeyChanges
 
 NAMES = [b"%02d" % number for number in range(30)]
@@ -101,6 +101,73 @@ def test_a_page_at_an_older_revision_visits_no_other_keys(monkeypatch: pytest.Mo
     answer = answered(rig.store, page)
     assert (answer.count, answer.more, len(answer.kvs)) == (200, True, 2)
     assert len(visited) < 10, "the count walked the rest of the range"
+
+
+def many_changes_later() -> tuple[StoreRig, int]:
+    """A rig that has forgotten the changes since a revision with 200 keys, and the revision."""
+    rig = StoreRig()
+    for number in range(200):
+        rig.put(b"%03d" % number)
+    revision = rig.store.revision
+    for number in range(0, 40, 2):
+        rig.put(b"%03d/new" % number)
+        rig.delete(b"%03d" % (number + 100))
+    rig.delete(b"150", b"180")
+    return rig, revision
+
+
+def test_the_pages_of_a_list_count_a_page_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, revision = many_changes_later()
+    steps: list[bytes] = []
+    index = rig.store.index
+    some = index.count_some
+    monkeypatch.setattr(index, "count_some", lambda *span: steps.append(span[0]) or some(*span))
+    page = proto.RangeRequest(key=b"\0", range_end=b"\0", limit=5, revision=revision)
+    for left in range(200, 0, -5):
+        answer = answered(rig.store, page)
+        assert answer == rig.model.range(page)
+        assert (answer.count, answer.more, len(answer.kvs)) == (left, left > 5, 5)
+        assert left == 200 or len(steps) < 10, (
+            f"with {left} keys left, a page counted beyond itself"
+        )
+        steps.clear()
+        page.key = answer.kvs[-1].key + b"\0"
+    page.key = b"\0"
+    rig.compact(revision)
+    rig.finish_compaction()
+    assert answered(rig.store, page) == rig.model.range(page)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lists_at_older_revisions_are_counted_while_keys_change(seed: int) -> None:
+    rng = random.Random(seed)
+    rig, revision = many_changes_later()
+    for _ in range(300):
+        key = b"%03d" % rng.randrange(200)
+        act = rng.choice(("put", "delete", "delete range", "list", "list", "list"))
+        if act == "put":
+            rig.put(key + rng.choice((b"", b"/new")))
+        elif act == "delete":
+            rig.delete(key)
+        elif act == "delete range":
+            rig.finish_entry()
+            rig.begin_entry(proto.DeleteRangeRequest(key=key, range_end=key[:2] + b"~"))
+            rig.go_on_applying()
+        request = proto.RangeRequest(
+            key=key, range_end=rng.choice((b"\0", b"150", b"200", key)), limit=rng.randrange(4),
+            revision=rng.choice((0, revision, revision + 20, rig.store.revision)),
+        )  # fmt: skip
+        assert answered(rig.store, request) == rig.model.range(request), request
+
+
+def test_a_count_is_remembered_if_its_keys_are_short() -> None:
+    rig, revision = many_changes_later()
+    for number in range(2 * MAX_COUNTED):
+        for end in (b"1%03d" % number, b"2" * MAX_COUNTED_BYTES):
+            request = proto.RangeRequest(key=b"0", range_end=end, limit=1, revision=revision)
+            assert answered(rig.store, request) == rig.model.range(request)
+    assert len(rig.store.counted) == MAX_COUNTED
+    assert all(len(end or b"") < 10 for _, end in rig.store.counted)
 
 
 def test_changes_beyond_the_limit_are_forgotten() -> None:

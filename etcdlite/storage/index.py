@@ -126,6 +126,10 @@ class Index:
                 count += self.at(key, revision) is not None
         return count, cursor
 
+    def visits(self, start: bytes, end: bytes | None) -> int:
+        """How many keys `count_some` visits to count [start, end)."""
+        return self.heads.count(start, end) + self.past.count(start, end)
+
     def scan(
         self,
         start: bytes,
