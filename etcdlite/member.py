@@ -58,7 +58,7 @@ from etcdlite.replica.state import State
 from etcdlite.replica.time_keeper import TimeKeeper
 from etcdlite.replica.version_keeper import VersionKeeper
 from etcdlite.replica.writes import Writes
-from etcdlite.request import Done, Session, Waiter, warn_slow
+from etcdlite.request import Done, Waiter, warn_slow
 from etcdlite.snap import Image, Incoming
 from etcdlite.tokens import SimpleTokens, Tokens
 from etcdlite.watch import WatchHub
@@ -170,12 +170,10 @@ class Member:
 
     # Membership changes, on the leader.
 
-    def change_membership(
-        self, session: Session, request_id: int, method: int, change: Any
-    ) -> None:
+    def change_membership(self, waiter: Waiter) -> None:
         """Check and propose a `MemberChange`. Only the leader calls this. Raises EtcdError."""
-        self.check_change(change)
-        self.writes.propose_change((session, request_id, method, change))
+        self.check_change(waiter[3])
+        self.writes.propose_change(waiter)
 
     def check_change(self, change: Any) -> None:
         """Raise EtcdError unless the leader may propose this `MemberChange` now."""

@@ -57,6 +57,9 @@ class Session(Requester, Protocol):
 Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
 
+Checked = tuple["Requester | None", int, int, Any]
+"""A `Waiter`, or a call that is answered in another way, whose rights are checked."""
+
 Read = tuple[Session, int, int, Any]
 """A `Waiter` that has a session."""
 

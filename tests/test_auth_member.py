@@ -984,9 +984,8 @@ def test_tokens_and_users_outlive_a_restart(
 def test_a_member_asks_for_itself(house: LoneMember) -> None:
     """The leader answers a question of another member, which has checked the rights."""
     answers: list[Any] = []
-    house.member.reads.read_now(
-        Asked(answers.append), 1, METHOD_BY_NAME["Maintenance.HashKV"].number, proto.HashKVRequest()
-    )
+    method = METHOD_BY_NAME["Maintenance.HashKV"].number
+    house.member.reads.read_now((Asked(answers.append), 1, method, proto.HashKVRequest()))
     house.settle()
     assert isinstance(answers[0], bytes)
 

@@ -68,7 +68,7 @@ class Asker:
         frame = frames.frame(self._next_id, method.number, 0, request.encode())
         handle = api.HANDLERS[method.number][0]
         try:
-            handle(node.member, self, self._next_id, method.number, request, frame)
+            handle(node.member, (self, self._next_id, method.number, request), frame)
         except EtcdError as failure:
             self.fail(self._next_id, method.number, failure)
         node.turn()

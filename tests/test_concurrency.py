@@ -141,14 +141,14 @@ def caller(lone: LoneMember) -> Caller:
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     about = methods.METHOD_BY_NAME[method]
     asker = Asker()
-    lone.member.writes.propose_message(asker, 1, about.number, about.request(**fields))
+    lone.member.writes.propose_message((asker, 1, about.number, about.request(**fields)))
     lone.settle()
     return asker.outcome
 
 
 def read(lone: LoneMember, request: Any) -> Any:
     asker = Asker()
-    lone.member.reads.read(asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request)
+    lone.member.reads.read((asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request))
     lone.settle()
     return asker.outcome
 
@@ -447,7 +447,7 @@ def test_a_failed_wait_leaves_the_line(
     assert keys(lone) == [b"door/1", b"door/2"]
     with monkeypatch.context() as patch:
         no_leader = errors.error("NoLeader")
-        patch.setattr(lone.member.reads, "read", lambda asker, *_: asker.fail(1, 0, no_leader))
+        patch.setattr(lone.member.reads, "read", lambda read, *_: read[0].fail(1, 0, no_leader))
         write(lone, "KV.DeleteRange", key=b"door/1")
     (failure,) = caller.received[waiting]
     assert (failure.code, failure.text) == (UNKNOWN, "etcdserver: no leader")
@@ -479,9 +479,9 @@ def test_a_long_line_is_read_once_and_moves_in_order(
     read_now = lone.member.reads.read_now
     whole: list[Any] = []
 
-    def counted(session: Any, request_id: int, method: int, request: Any) -> None:
-        whole.append(request)
-        read_now(session, request_id, method, request)
+    def counted(read: Any) -> None:
+        whole.append(read[3])
+        read_now(read)
 
     monkeypatch.setattr(lone.member.reads, "read_now", counted)
     caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
@@ -506,7 +506,7 @@ def test_turns_that_come_at_once_come_in_pages(
     reads: list[int] = []
     read_now = lone.member.reads.read_now
     monkeypatch.setattr(
-        lone.member.reads, "read_now", lambda *read: (reads.append(read[1]), read_now(*read))[1]
+        lone.member.reads, "read_now", lambda read: (reads.append(read[1]), read_now(read))[1]
     )
     write(lone, "KV.DeleteRange", key=b"door/", range_end=b"door0")
     assert all(caller.received[call] for call in waiting), "a turn was forgotten"
@@ -520,7 +520,7 @@ def test_a_line_that_cannot_be_read_fails_all_who_wait(
     caller.ask("Lock.Lock", name=b"door", lease=grant(lone, 1))
     read_now = lone.member.reads.read_now
     kept: list[Any] = []
-    monkeypatch.setattr(lone.member.reads, "read_now", lambda *read: kept.append(read))
+    monkeypatch.setattr(lone.member.reads, "read_now", kept.append)
     waiting = [caller.begin("Lock.Lock", name=b"door", lease=grant(lone, n)) for n in range(2, 12)]
     monkeypatch.setattr(lone.member.reads, "read_now", read_now)
     ((queue, request_id, method, _),) = kept
@@ -666,9 +666,8 @@ def test_a_leader_whose_rise_and_fall_come_together_is_followed_by_the_next(
     observer = caller.begin("Election.Observe", name=b"boss")
     grant(lone, 1)
     caller.send("Election.Campaign", name=b"boss", lease=1, value=b"one")
-    lone.member.writes.propose_message(
-        None, 0, methods.METHOD_BY_NAME["Lease.LeaseRevoke"].number, proto.LeaseRevokeRequest(ID=1)
-    )
+    revoke = methods.METHOD_BY_NAME["Lease.LeaseRevoke"].number
+    lone.member.writes.propose_message((None, 0, revoke, proto.LeaseRevokeRequest(ID=1)))
     lone.settle()
     caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 2), value=b"two")
     assert seen(caller, observer) == [(b"boss/1", b"one", 2), (b"boss/2", b"two", 4)]
@@ -759,7 +758,7 @@ def test_an_observer_ends_up_with_the_oldest_key_whatever_changes_at_once(
         for _ in range(rng.randrange(1, 16)):
             about = methods.METHOD_BY_NAME[rng.choice(["KV.Put", "KV.DeleteRange"])]
             one = about.request(key=b"boss/%d" % rng.choice([0, 1, 2, 3, 9]))
-            lone.member.writes.propose_message(Asker(), 1, about.number, one)
+            lone.member.writes.propose_message((Asker(), 1, about.number, one))
             if rng.random() < 0.3:
                 lone.member.turn()
         lone.settle()
@@ -885,7 +884,7 @@ def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
             asker = Asker()
             frame = frames.frame(1, method.number, 0, step.request.encode())
             handle = concurrency.api.HANDLERS[method.number][0]
-            handle(lone.member, asker, 1, method.number, step.request, frame)
+            handle(lone.member, (asker, 1, method.number, step.request), frame)
             lone.settle()
             outcome = step.result(asker.outcome)
     except StopIteration as done:

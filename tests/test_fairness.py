@@ -69,7 +69,7 @@ class Client:
 
 def propose(lone: LoneMember, session: Any, request_id: int, method: int, request: Any) -> None:
     data = frame(1, method, 0, request.encode())
-    lone.member.writes.propose(session, request_id, method, request, data)
+    lone.member.writes.propose((session, request_id, method, request), data)
 
 
 def test_a_write_does_not_wait_for_all_writes_of_another_session(lone: Paced) -> None:
@@ -151,7 +151,7 @@ def test_requests_that_time_out_together_are_answered_in_parts(
         if kind == "writes":
             propose(lone, client, n + 1, PUT, proto.PutRequest(key=b"k"))
         else:
-            lone.member.reads.read(client, n + 1, RANGE, proto.RangeRequest(key=b"k"))
+            lone.member.reads.read((client, n + 1, RANGE, proto.RangeRequest(key=b"k")))
             lone.member.reads.begin_round(False)
     lone.member.turn()
     failed = []
@@ -173,11 +173,11 @@ def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.M
     flooder, client = Client(), Client()
     flooder.is_blocked = True
     for n in range(100):
-        lone.member.reads.read_now(flooder, n, RANGE, proto.RangeRequest(**EVERYTHING))
+        lone.member.reads.read_now((flooder, n, RANGE, proto.RangeRequest(**EVERYTHING)))
     lone.settle()
     flooder.gone, flooder.is_blocked = set(range(100)), False
     lone.member.reads.wake(flooder)
-    lone.member.reads.read_now(client, 1, RANGE, proto.RangeRequest(**EVERYTHING))
+    lone.member.reads.read_now((client, 1, RANGE, proto.RangeRequest(**EVERYTHING)))
     while not client.answers:
         lone.member.turn()
     assert len(flooder.answers) < 100
@@ -201,13 +201,12 @@ def test_a_read_that_waits_for_an_entry_lets_the_loop_sleep(lone: Paced) -> None
 
 def test_a_slow_read_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lone = filled(tmp_path, 2000, warn_apply_s=0.005)
-    lone.member.reads.read(Client(), 1, RANGE, proto.RangeRequest(key=b"k00001"))
+    lone.member.reads.read((Client(), 1, RANGE, proto.RangeRequest(key=b"k00001")))
     lone.settle()
     capfd.readouterr()
     counted = lone.member.metrics.slow_applies
-    lone.member.reads.read(
-        Client(), 1, RANGE, proto.RangeRequest(key=b"k", range_end=b"l", sort_order=2)
-    )
+    request = proto.RangeRequest(key=b"k", range_end=b"l", sort_order=2)
+    lone.member.reads.read((Client(), 1, RANGE, request))
     lone.settle()
     line = capfd.readouterr().err
     for known in ("read took too long", "KV.Range", "key=k", "192.0.2.1:1234", "expected-duration"):
@@ -246,10 +245,10 @@ def turns_until(lone: LoneMember, is_done: Any) -> int:
 def test_a_session_with_many_slow_reads_delays_another_by_a_few_steps(lone: Paced) -> None:
     greedy, modest = Client(), Client()
     for n in range(50):
-        lone.member.reads.read_now(greedy, n, RANGE, SORTED)
+        lone.member.reads.read_now((greedy, n, RANGE, SORTED))
     lone.member.turn()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
-    lone.member.reads.read_now(modest, 1, RANGE, few)
+    lone.member.reads.read_now((modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10
     assert len(greedy.answers) <= 3
     assert len(proto.RangeResponse.decode(modest.answers[1]).kvs) == 500
@@ -261,7 +260,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
     greedy = [Client() for _ in range(12)]
     for client in greedy:
         for n in range(2):
-            lone.member.reads.read_now(client, n, RANGE, SORTED)
+            lone.member.reads.read_now((client, n, RANGE, SORTED))
     reads = lone.member.reads
     for _ in range(30):
         lone.member.turn()
@@ -271,7 +270,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
         assert len(begun) <= 1, "without a place, one read at a time is under way"
     modest = Client()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
-    lone.member.reads.read_now(modest, 1, RANGE, few)
+    lone.member.reads.read_now((modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10 + 5 * len(greedy)
     lone.settle()
     assert all(len(client.answers) == 2 for client in greedy)
@@ -287,7 +286,7 @@ def test_the_range_streams_of_a_connection_wait_in_one_line(lone: Paced) -> None
         greedy.receive(frame(n, stream, END, nothing.encode()))
     lone.member.turn()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
-    lone.member.reads.read_now(modest, 1, RANGE, few)
+    lone.member.reads.read_now((modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10
     assert len(greedy.calls) > 40
     lone.settle()
@@ -302,11 +301,11 @@ def test_a_transaction_that_reads_too_much_fails_when_others_wait_for_its_slot(
     endless = proto.TxnRequest(compare=[compare] * 100)
     greedy, modest = [Client() for _ in range(4)], Client()
     for client in greedy:
-        lone.member.reads.read_now(client, 1, TXN, endless)
+        lone.member.reads.read_now((client, 1, TXN, endless))
     for _ in range(300):
         lone.member.turn()
     assert not any(client.failures for client in greedy), "nobody waits"
-    lone.member.reads.read_now(modest, 1, RANGE, SORTED)
+    lone.member.reads.read_now((modest, 1, RANGE, SORTED))
     assert turns_until(lone, lambda: modest.answers) <= 40
     failed = [client.failures[1] for client in greedy if client.failures]
     assert 1 <= len(failed) < 4 and all("reads too much" in why.text for why in failed)
@@ -321,7 +320,7 @@ def test_what_waits_is_limited_for_a_session_and_in_all(lone: Paced) -> None:
     first, second = Client(), Client()
     for client in (first, second):
         for n in range(10):
-            lone.member.reads.read_now(client, n, RANGE, SORTED)
+            lone.member.reads.read_now((client, n, RANGE, SORTED))
     lone.settle()
     for client, most in ((first, 4), (second, 3)):
         assert len(client.answers) <= most
@@ -334,7 +333,7 @@ def test_a_line_is_held_while_its_client_does_not_read_and_ends_with_it(lone: Pa
     slow.is_blocked = gone.is_blocked = True
     for client in (slow, gone):
         for n in range(3):
-            lone.member.reads.read_now(client, n, RANGE, SORTED)
+            lone.member.reads.read_now((client, n, RANGE, SORTED))
     lone.settle()
     assert not slow.answers and not gone.answers
     gone.gone.update(range(3))
@@ -494,7 +493,8 @@ def test_clients_raise_a_bounded_number_of_alarms(lone: Paced) -> None:
     def ask(action: int, node: int) -> None:
         request = proto.AlarmRequest(action=action, memberID=node, alarm=2)
         handle, _ = HANDLERS[number]
-        handle(lone.member, client, node, number, request, frame(node, number, 0, request.encode()))
+        data = frame(node, number, 0, request.encode())
+        handle(lone.member, (client, node, number, request), data)
         lone.settle()
 
     for node in range(1, MAX_ALARMS + 1):

@@ -68,7 +68,7 @@ class Fuzz:
         answers: list[bytes | EtcdError] = []
         body = frames.frame(1, method.number, 0, request.encode())
         handle, _ = api.HANDLERS[method.number]
-        handle(self.lone.member, Asked(answers.append), 0, method.number, request, body)
+        handle(self.lone.member, (Asked(answers.append), 0, method.number, request), body)
         self.work()
         (answer,) = answers
         assert isinstance(answer, bytes), (full, answer)

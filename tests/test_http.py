@@ -184,7 +184,7 @@ def browser(lone: LoneMember) -> Browser:
 
 def raise_alarm(lone: LoneMember, kind: int) -> None:
     request = proto.AlarmRequest(action=1, memberID=7, alarm=kind)
-    lone.member.writes.propose_message(None, 0, _NUMBERS["Maintenance.Alarm"], request)
+    lone.member.writes.propose_message((None, 0, _NUMBERS["Maintenance.Alarm"], request))
     lone.settle()
 
 

@@ -58,7 +58,7 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
     number = methods.PUT
     for key in range(keys):
         request = PutRequest(key=b"key%07d" % key, value=value)
-        rig.member.writes.propose_message(None, 0, number, request)
+        rig.member.writes.propose_message((None, 0, number, request))
     rig.settle()
     assert rig.member.state.store.index.heads.count(b"key", b"kez") == keys
     return rig
@@ -297,7 +297,7 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig = filled(6000)
     for number in range(6000):
         request = PutRequest(key=b"key%07d" % number)
-        rig.member.writes.propose_message(None, 0, methods.PUT, request)
+        rig.member.writes.propose_message((None, 0, methods.PUT, request))
     rig.settle()
     rig.member.state.store.compact(rig.member.state.store.revision)
     past = rig.member.state.store.index.past
@@ -1064,11 +1064,10 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
     rig.settle()
     grant = methods.METHOD_BY_NAME["Lease.LeaseGrant"].number
     for lease_id in range(1, leases + 1):
-        rig.member.writes.propose_message(
-            None, 0, grant, proto.LeaseGrantRequest(ID=lease_id, TTL=10)
-        )
+        request = proto.LeaseGrantRequest(ID=lease_id, TTL=10)
+        rig.member.writes.propose_message((None, 0, grant, request))
         request = PutRequest(key=b"key%07d" % lease_id, lease=lease_id)
-        rig.member.writes.propose_message(None, 0, methods.PUT, request)
+        rig.member.writes.propose_message((None, 0, methods.PUT, request))
         if lease_id % 5000 == 0:
             rig.settle()
     store = rig.member.state.store

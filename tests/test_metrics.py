@@ -173,7 +173,7 @@ def lone(tmp_path: Path) -> Any:
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
-    lone.member.writes.propose_message(asker, 1, about.number, about.request(**fields))
+    lone.member.writes.propose_message((asker, 1, about.number, about.request(**fields)))
     lone.settle()
     return asker.outcome
 
@@ -181,7 +181,7 @@ def write(lone: LoneMember, method: str, **fields: Any) -> Any:
 def read(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
-    lone.member.reads.read(asker, 1, about.number, about.request(**fields))
+    lone.member.reads.read((asker, 1, about.number, about.request(**fields)))
     lone.settle()
     return asker.outcome
 
@@ -399,7 +399,7 @@ def test_a_batch_is_one_entry_of_many_requests(lone: LoneMember) -> None:
     counts = lone.member.metrics
     index = value(lone, "etcd_server_proposals_committed_total")
     for _ in range(3):
-        lone.member.writes.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
+        lone.member.writes.propose_message((None, 0, PUT, proto.PutRequest(key=b"k")))
     lone.member.turn()
     assert value(lone, "etcd_server_proposals_pending") == 3
     lone.settle()
@@ -414,7 +414,7 @@ def test_proposals_that_fail_are_counted(lone: LoneMember, monkeypatch: pytest.M
         write(lone, "KV.Put", key=b"k")
     assert value(lone, "etcd_server_proposals_failed_total") == 1
     for _ in range(2):
-        lone.member.writes.propose_message(None, 0, PUT, proto.PutRequest(key=b"k"))
+        lone.member.writes.propose_message((None, 0, PUT, proto.PutRequest(key=b"k")))
     lone.member.turn()
     lone.now += 100.0
     lone.member.tick()
@@ -439,7 +439,7 @@ def test_the_log_names_the_first_of_the_slow_requests(
 
     lone = LoneMember(tmp_path, warn_request_s=-1.0)
     put = proto.PutRequest(key=b"jobs/" + b"x" * 100, value=b"secret")
-    lone.member.writes.propose_message(Client(), 1, methods.PUT, put)
+    lone.member.writes.propose_message((Client(), 1, methods.PUT, put))
     lone.settle()
     lone.close()
     line = next(line for line in capfd.readouterr().err.splitlines() if "took too long" in line)
@@ -805,7 +805,7 @@ def test_read_rounds_without_an_answer_count_as_slow(
 ) -> None:
     monkeypatch.setattr(Member, "needs_no_round", False)
     lone.member.raft.read_index = lambda context: None  # type: ignore[method-assign]
-    lone.member.reads.read(Asker(), 1, RANGE, proto.RangeRequest(key=b"k"))
+    lone.member.reads.read((Asker(), 1, RANGE, proto.RangeRequest(key=b"k")))
     lone.member.turn()
     lone.tick(1.0)
     assert value(lone, "etcd_server_slow_read_indexes_total") == 1

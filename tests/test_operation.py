@@ -999,7 +999,7 @@ def test_history_is_compacted_after_a_number_of_revisions(tmp_path):
     lone.tick()
     number = methods.METHOD_BY_NAME["KV.Put"].number
     for _ in range(30):
-        lone.member.writes.propose_message(None, 0, number, proto.PutRequest(key=b"k"))
+        lone.member.writes.propose_message((None, 0, number, proto.PutRequest(key=b"k")))
         lone.settle()
     assert (store.revision, store.compacted) == (31, 0)
     lone.tick(REVISION_MODE_INTERVAL_S + 1)

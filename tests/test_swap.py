@@ -173,7 +173,7 @@ def test_a_swap_is_applied_without_its_messages(value: bytes | None) -> None:
     rig.settle()
     raw = swap(b"k", 0, value).encode()
     request = decode_txn(raw)
-    rig.member.writes.propose(None, 0, TXN, request, frame(1, TXN, 0, raw))
+    rig.member.writes.propose((None, 0, TXN, request), frame(1, TXN, 0, raw))
     rig.settle()
     assert rig.member.state.metrics.puts + rig.member.state.metrics.deletes == 1
     assert not vars(request).keys() & {"compare", "success", "failure"}

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from etcdlite.auth import CHECKS, OWN, Auth, Author, RightsUnknown
 from etcdlite.errors import EtcdError
 from etcdlite.methods import PUT, RANGE
 from etcdlite.raft import Raft
 from etcdlite.replica.state import State
-from etcdlite.request import Requester, Shares
+from etcdlite.request import Checked, Requester, Shares
 from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
@@ -74,10 +73,9 @@ class Access:
         recent = self._recent.get(session.token(request_id))
         return recent is not None and recent[0] == self.auth.revision and recent[2].read.holds(key)
 
-    def check(
-        self, session: Requester | None, request_id: int, method: int, request: Any
-    ) -> Author | None:
+    def check(self, waiter: Checked) -> Author | None:
         """Raise the EtcdError that refuses a request. Returns its author."""
+        session, request_id, method, request = waiter
         # Hot path: puts and ranges that are permitted. All others take the slow path.
         if session is not None:
             recent = self._recent.get(session.token(request_id))
@@ -112,10 +110,7 @@ class Access:
 
     def admit(
         self,
-        session: Requester | None,
-        request_id: int,
-        method: int,
-        request: Any,
+        waiter: Checked,
         then: Callable[[EtcdError | None], None],
         size_bytes: int = 0,
         is_current: bool = False,
@@ -124,10 +119,10 @@ class Access:
         refuses it, or None. `size_bytes`: of the request, if that may be large."""
         if self.auth.enabled:
             try:
-                self.check(session, request_id, method, request)
+                self.check(waiter)
             except EtcdError as refused:
-                again = partial(self.admit, session, request_id, method, request, then, size_bytes)
-                if not self.retry(session, refused, is_current, again, size_bytes):
+                again = partial(self.admit, waiter, then, size_bytes)
+                if not self.retry(waiter[0], refused, is_current, again, size_bytes):
                     then(refused)
                 return
         then(None)

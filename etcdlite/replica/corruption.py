@@ -29,7 +29,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.methods import HASH_KV
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Done, Session
+from etcdlite.request import Asked, Done, Read
 
 ANSWER_TIMEOUT_S = 300.0
 """A large state takes long to hash."""
@@ -66,7 +66,7 @@ class HashCheck:
         state: State,
         raft: Raft,
         others: Others,
-        read_now: Callable[[Session, int, int, proto.Message], None],
+        read_now: Callable[[Read], None],
     ) -> None:
         """`read_now` answers a read from the state of this member."""
         self._state = state
@@ -137,7 +137,7 @@ class HashCheck:
 
     def _hash(self, revision: int, done: Done) -> None:
         request = proto.HashKVRequest(revision=revision, of_members=True)
-        self._read_now(Asked(done), 0, HASH_KV, request)
+        self._read_now((Asked(done), 0, HASH_KV, request))
 
     def _begin(self, revision: int, nodes: list[int]) -> None:
         """Compare these members with this one."""

@@ -214,41 +214,31 @@ class Reads:
 
     # Accepting reads.
 
-    def read(
-        self, session: Session, request_id: int, method: int, request: Any, size_bytes: int = 0
-    ) -> None:
+    def read(self, read: Read, size_bytes: int = 0) -> None:
         """Answer a read once it is linearizable. `size_bytes`: of the request, if that may be
         large."""
         learners = self._raft.learners
         if learners and self._state.identity.member_id in learners:
-            session.fail(request_id, method, error("NotSupportedForLearner"))
+            fail_all([read], error("NotSupportedForLearner"))
             return
         if size_bytes > LARGE_BYTES:
             if self._large_bytes + size_bytes > MAX_LARGE_BYTES:
-                session.fail(request_id, method, error("RequestTooManyRequests"))
+                fail_all([read], error("RequestTooManyRequests"))
                 return
             self._large_bytes += size_bytes
             self._new_large_bytes += size_bytes
-        self.new.append((session, request_id, method, request))
+        self.new.append(read)
 
-    def read_now(
-        self,
-        session: Session,
-        request_id: int,
-        method: int,
-        request: proto.Message | None,
-        size_bytes: int = 0,
-    ) -> None:
+    def read_now(self, read: Read, size_bytes: int = 0) -> None:
         """Answer a serializable read from what is applied here. If that does not permit the read,
         it waits until the state is current. `size_bytes` as for `read`."""
-        waiter = (session, request_id, method, request)
-        read: tuple[int, list[Read], float] = (0, [waiter], 0.0)
+        group: tuple[int, list[Read], float] = (0, [read], 0.0)
         if self._state.auth.enabled:
             # A read that is refused is refused again when it is served.
             ready = self.ready
-            self._access.admit(*waiter, lambda _: ready.append(read), size_bytes)
+            self._access.admit(read, lambda _: ready.append(group), size_bytes)
         else:
-            self.ready.append(read)
+            self.ready.append(group)
 
     def check_renewal(
         self, session: Session, request_id: int, author: Author | None, lease_id: int
@@ -257,7 +247,7 @@ class Reads:
         self.ready.append((0, [(session, request_id, methods.KEEP_ALIVE, (author, lease_id))], 0.0))
 
     def _when_current(self, do: Callable[[], None], size_bytes: int) -> None:
-        self.read(Asked(lambda answer: do()), 0, methods.KEEP_ALIVE, None, size_bytes)
+        self.read((Asked(lambda answer: do()), 0, methods.KEEP_ALIVE, None), size_bytes)
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
@@ -421,7 +411,7 @@ class Reads:
                 if state.auth.enabled and not self._access.may_read(
                     session, request_id, request.key
                 ):
-                    self._access.check(session, request_id, method, request)
+                    self._access.check(read)
                 store = state.store
                 state.metrics.ranges += 1
                 kv = store.get(request.key, self._as_of)
@@ -467,13 +457,13 @@ class Reads:
 
     def _checked(self, read: Read, steps: Steps) -> Steps:
         """`steps`, if the user may make this read. Raises EtcdError."""
-        session, request_id, method, request = read
+        _, _, method, request = read
         auth = self._state.auth
         try:
-            author = self._access.check(session, request_id, method, request)
+            author = self._access.check(read)
         except RightsUnknown as unknown:
             yield from auth.learn_steps(unknown.author)
-            author = self._access.check(session, request_id, method, request)
+            author = self._access.check(read)
         revision = auth.revision
         if method == methods.LEASE_LEASES or (method == methods.TIME_TO_LIVE and request.keys):
             yield from auth.lease_read_steps(

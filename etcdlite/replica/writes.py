@@ -163,17 +163,10 @@ class Writes:
 
     # Accepting writes.
 
-    def propose(
-        self,
-        session: Session | None,
-        request_id: int,
-        method: int,
-        request: Any,
-        frame: bytes,
-        is_current: bool = False,
-    ) -> None:
+    def propose(self, waiter: Waiter, frame: bytes, is_current: bool = False) -> None:
         """Replicate and apply a write; `frame` is the request as a native frame. The session gets
         the answer. `is_current`: see `Access.retry`. Never raises."""
+        session, request_id, method, _ = waiter
         learners = self._raft.learners
         if learners and session is not None and self._state.identity.member_id in learners:
             session.fail(request_id, method, error("NotSupportedForLearner"))
@@ -191,17 +184,17 @@ class Writes:
             try:
                 author = None
                 if self._state.auth.enabled:
-                    author = self._access.check(session, request_id, method, request)
+                    author = self._access.check(waiter)
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
-                again = partial(self.propose, session, request_id, method, request, frame)
+                again = partial(self.propose, waiter, frame)
                 if not self._access.retry(session, refused, is_current, again, len(frame)):
                     session.fail(request_id, method, refused)
                 return
             if author is not self._author and author != self._author:
                 self._name_author(author)
         self._alarms.proposed_bytes += size
-        self._new.append((session, request_id, method, request))
+        self._new.append(waiter)
         self._new_frames.append(frame)
 
     def _name_author(self, author: Author | None) -> None:
@@ -225,11 +218,10 @@ class Writes:
         self._in_need.add(owner)
         return True
 
-    def propose_message(
-        self, session: Session | None, request_id: int, method: int, request: proto.Message
-    ) -> None:
+    def propose_message(self, waiter: Waiter) -> None:
         """As `propose`, for a request without a frame. Checks it, and fails it if it is invalid.
         Its frame has the id of the request, so that the log tells whose it was."""
+        session, request_id, method, request = waiter
         try:
             check(method, request)
         except EtcdError as failure:
@@ -238,13 +230,8 @@ class Writes:
             elif not log.limited("invalid write"):
                 log.error("a request made by this member itself is invalid", why=failure.text)
             return
-        self.propose(
-            session,
-            request_id,
-            method,
-            request,
-            native_frame(request_id & 0xFFFFFFFF or 1, method, 0, request.encode()),
-        )
+        frame = native_frame(request_id & 0xFFFFFFFF or 1, method, 0, request.encode())
+        self.propose(waiter, frame)
 
     def propose_outdated(self, is_own: bool) -> None:
         """Take all requests from `State.outdated`. A request fails if its author has not changed.
@@ -261,11 +248,11 @@ class Writes:
             if is_same and session is not None:
                 session.fail(request_id, method, failure)
             elif not is_same:
-                self.propose_message(session, request_id, method, request)
+                self.propose_message((session, request_id, method, request))
 
     def propose_own(self, method: int, request: proto.Message) -> None:
         """As `propose`, for a request of this member itself."""
-        self.propose_message(None, 0, method, request)
+        self.propose_message((None, 0, method, request))
 
     def propose_once(self, requests: Sequence[tuple[int, proto.Message]]) -> int:
         """Propose requests that this member made as the leader. Returns the index of the entry; 0

@@ -31,7 +31,7 @@ from etcdlite.replica.alarms import MAX_ALARMS, alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
-from etcdlite.request import Asked, Done, Session, pass_on
+from etcdlite.request import Asked, Done, Read, Session, pass_on
 from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
@@ -47,66 +47,58 @@ UNREADABLE = (INTERNAL, "etcdlite: the answer of the leader cannot be read; ask 
 _FEW_OPS = 8
 """The memory of a transaction with no more operations than this is not counted."""
 
-Handler = Callable[[Member, Session, int, int, Any, bytes], None]
-"""(member, session, request id, method, request, the request as a native frame)"""
+Handler = Callable[[Member, Read, bytes], None]
+"""(member, who waits for the answer to which request, the request as a native frame)"""
 
 
-def _put(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    txn.check_put(request)
+def _put(member: Member, waiter: Read, frame: bytes) -> None:
+    txn.check_put(waiter[3])
     member.state.alarms.check_space(len(frame))
-    member.writes.propose(session, request_id, method, request, frame)
+    member.writes.propose(waiter, frame)
 
 
-def _range(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _range(member: Member, read: Read, frame: bytes) -> None:
+    request = read[3]
     if len(request.__dict__) > 1 or not request.key:
         txn.check_range(request)  # A key alone needs no check.
     if request.serializable:
         # Hot path: `_read_now`, inlined.
         if member.catch_up.is_behind:
             raise behind_error()
-        member.reads.read_now(session, request_id, method, request, len(frame))
+        member.reads.read_now(read, len(frame))
     else:
-        member.reads.read(session, request_id, method, request, len(frame))
+        member.reads.read(read, len(frame))
 
 
-def _delete_range(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
-    txn.check_delete_range(request)
-    member.writes.propose(session, request_id, method, request, frame)
+def _delete_range(member: Member, waiter: Read, frame: bytes) -> None:
+    txn.check_delete_range(waiter[3])
+    member.writes.propose(waiter, frame)
 
 
-def _txn(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _txn(member: Member, waiter: Read, frame: bytes) -> None:
+    session, request_id, method, request = waiter
     ops = txn.check_txn(request, member.options.max_txn_ops)
     if ops > _FEW_OPS and isinstance(session, ClientSession):
         session.calls.hold(request_id, ops * txn.OP_BYTES)
     if not txn.is_read_only(request):
         if needs_space(method, request):
             member.state.alarms.check_space(len(frame))
-        member.writes.propose(session, request_id, method, request, frame)
+        member.writes.propose(waiter, frame)
     elif txn.is_serializable(request):
-        _read_now(member, session, request_id, method, request, frame)
+        _read_now(member, waiter, frame)
     else:
-        member.reads.read(session, request_id, method, request, len(frame))
+        member.reads.read(waiter, len(frame))
 
 
-def _read_now(
-    member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-) -> None:
+def _read_now(member: Member, read: Read, frame: bytes) -> None:
     if member.catch_up.is_behind:
         raise behind_error()
-    member.reads.read_now(session, request_id, method, request, len(frame))
+    member.reads.read_now(read, len(frame))
 
 
 class Received(NamedTuple):
-    """The arguments of a `Handler` after the first, in their order, so that `*received` passes them
-    on, and `*received[:4]` all but the frame. For all but the most frequent methods."""
+    """A request for a `Handler` of any but the most frequent methods; the first four are a
+    `Waiter`."""
 
     session: Session
     request_id: int
@@ -121,7 +113,7 @@ class Received(NamedTuple):
     def admit(self, member: Member, do: Callable[[], None]) -> None:
         """Call `do`, which may raise EtcdError, if the user may make this request. An error is
         sent to the session."""
-        member.access.admit(*self[:4], self.then(do), len(self.frame))
+        member.access.admit(self[:4], self.then(do), len(self.frame))
 
     def then(self, do: Callable[[], None]) -> Callable[[object], None]:
         """A callback that calls `do`, which may raise EtcdError, unless it gets an EtcdError. An
@@ -141,7 +133,7 @@ class Received(NamedTuple):
 
 def _propose(member: Member, received: Received) -> None:
     checks.check(received.method, received.request)
-    member.writes.propose(*received)
+    member.writes.propose(received[:4], received.frame)
 
 
 def _alarm(member: Member, received: Received) -> None:
@@ -156,7 +148,7 @@ def _alarm(member: Member, received: Received) -> None:
 
 
 def _read(member: Member, received: Received) -> None:
-    member.reads.read(*received[:4], len(received.frame))
+    member.reads.read(received[:4], len(received.frame))
 
 
 def _hash_kv(member: Member, received: Received) -> None:
@@ -165,7 +157,7 @@ def _hash_kv(member: Member, received: Received) -> None:
     request.of_members = request.of_members or received.session.is_member
     if member.catch_up.is_behind:
         raise behind_error()
-    read = partial(member.reads.read_now, *received[:4], len(received.frame))
+    read = partial(member.reads.read_now, received[:4], len(received.frame))
     when_loaded(() if request.of_members else HASH_MODULES, member.run_task, read)
 
 
@@ -178,14 +170,14 @@ def _lease_grant(member: Member, received: Received) -> None:
         # Chosen here, before it is proposed, so that every member applies the same id.
         while request.ID == 0 or member.state.lessor.exists(request.ID):
             request.ID = member.rng.getrandbits(63)
-        member.writes.propose_message(*received[:4])
+        member.writes.propose_message(received[:4])
 
 
 def _member_list(member: Member, received: Received) -> None:
     if received.request.linearizable:
-        member.reads.read(*received[:4])
+        member.reads.read(received[:4])
     else:
-        member.reads.read_now(*received[:4], len(received.frame))
+        member.reads.read_now(received[:4], len(received.frame))
 
 
 def _status(member: Member, received: Received) -> None:
@@ -225,7 +217,7 @@ def _time_to_live(member: Member, received: Received, is_current: bool = False) 
     """`is_current`: what was committed when the request came is applied."""
     if member.state.lessor.promoted:
         if is_current:
-            member.reads.read_now(*received[:4])
+            member.reads.read_now(received[:4])
         else:  # By then another member may lead.
             _once_current(member, received, partial(_time_to_live, member, received, True))
         return
@@ -295,7 +287,7 @@ def _once_current(member: Member, received: Received, do: Callable[[], None]) ->
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
     asked = Asked(received.then(do))
-    member.reads.read(asked, 0, methods.KEEP_ALIVE, None, len(received.frame))
+    member.reads.read((asked, 0, methods.KEEP_ALIVE, None), len(received.frame))
 
 
 def _as_of_now(
@@ -328,7 +320,7 @@ def _member_change(member: Member, received: Received) -> None:
 
 
 def _change_members(change: proto.MemberChange, member: Member, received: Received) -> None:
-    do = partial(member.change_membership, *received[:3], change)
+    do = partial(member.change_membership, (*received[:3], change))
     if not member.reachability.is_vital(change):
         do()
         return
@@ -363,12 +355,12 @@ def _authenticate(member: Member, received: Received) -> None:
 def _auth_enable(member: Member, received: Received) -> None:
     if not member.state.auth.enabled:
         member.writes.propose_own(methods.TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
-    member.writes.propose(*received)
+    member.writes.propose(received[:4], received.frame)
 
 
 def _rotate_key(member: Member, received: Received) -> None:
     rotation = proto.AuthRotateKeyRequest(seed=member.tokens.new_seed())
-    member.writes.propose_message(*received[:3], rotation)
+    member.writes.propose_message((*received[:3], rotation))
 
 
 def _user_add(member: Member, received: Received) -> None:
@@ -376,7 +368,7 @@ def _user_add(member: Member, received: Received) -> None:
     has_password = request.options is None or not request.options.no_password
     added = proto.AuthUserAddRequest(name=request.name, options=request.options)
     if not has_password:
-        member.writes.propose_message(*received[:3], added)
+        member.writes.propose_message((*received[:3], added))
     elif request.hashedPassword and not request.password:
         _propose(member, received)
     else:
@@ -410,7 +402,7 @@ def _propose_hashed(
             received.answer(result)
         else:
             request.hashedPassword = result
-            member.writes.propose_message(*received[:3], request)
+            member.writes.propose_message((*received[:3], request))
 
     password = received.request.password
     hash_it = partial(member.logins.hash, *received[:2], request.name, password, hashed)
@@ -436,7 +428,7 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
         # A read confirms that this member still leads and has applied all that was acknowledged. A
         # leader that was paused must not renew a lease that another leader has let expire.
         confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
-        member.reads.read(confirmed, 0, methods.KEEP_ALIVE, None)
+        member.reads.read((confirmed, 0, methods.KEEP_ALIVE, None))
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
@@ -466,7 +458,7 @@ def _leadership_confirmed(
         # remaining TTL gives the lease its full TTL again.
         reset = proto.LeaseCheckpointRequest(checkpoints=[proto.LeaseCheckpoint(ID=renewal[0])])
         asked = Asked(partial(_checkpoint_reset, member, body, done))
-        member.writes.propose_message(asked, 0, methods.CHECKPOINT, reset)
+        member.writes.propose_message((asked, 0, methods.CHECKPOINT, reset))
     else:
         done(_renew(member, *renewal))
 
@@ -501,10 +493,8 @@ _ACTIONS = {
 def _handler(handle: Callable[[Member, Received], None], is_checked: bool) -> Handler:
     """`is_checked`: look first whether the user may make the request."""
 
-    def handler(
-        member: Member, session: Session, request_id: int, method: int, request: Any, frame: bytes
-    ) -> None:
-        received = Received(session, request_id, method, request, frame)
+    def handler(member: Member, waiter: Read, frame: bytes) -> None:
+        received = Received(*waiter, frame)
         if is_checked:
             received.admit(member, partial(handle, member, received))
         else:

@@ -429,19 +429,15 @@ class GrpcSession(http2.Connection, ClientSession):
         if size > REQUEST_BYTES:
             self.calls.hold(stream.id, size)
         try:
-            request.handle(  # type: ignore[misc]
-                member,
-                self,
-                stream.id,
-                number,
-                request.decode(data, start, end)  # type: ignore[misc]
-                if size <= FEW_BYTES
-                else decode_request(request.decode, data, start, end),  # type: ignore[arg-type]
-                # Of a range only the size of its frame counts, and only if it is large.
-                b""
-                if number == RANGE and size <= LARGE_BYTES
-                else FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end],
-            )
+            if size <= FEW_BYTES:
+                body = request.decode(data, start, end)  # type: ignore[misc]
+            else:
+                body = decode_request(request.decode, data, start, end)  # type: ignore[arg-type]
+            frame = b""
+            # Of a range only the size of its frame counts, and only if it is large.
+            if number != RANGE or size > LARGE_BYTES:
+                frame = FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end]
+            request.handle(member, (self, stream.id, number, body), frame)  # type: ignore[misc]
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, number, _refusal(failure))
 
@@ -608,7 +604,7 @@ class GrpcSession(http2.Connection, ClientSession):
             assert request.handle is not None and request.decode is not None
             body = decode_request(request.decode, message)
             frame = frames.frame(stream.id, number, 0, message)
-            request.handle(self.member, self, stream.id, number, body, frame)
+            request.handle(self.member, (self, stream.id, number, body), frame)
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, number, _refusal(failure))
 

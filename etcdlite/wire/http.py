@@ -402,7 +402,7 @@ class HttpSession(ClientSession):
             elif method.number in api.HANDLERS:
                 frame = frames.frame(1, method.number, 0, body)
                 handle, decode = api.HANDLERS[method.number]
-                handle(member, self, request.id, method.number, decode(body), frame)
+                handle(member, (self, request.id, method.number, decode(body)), frame)
             else:
                 raise api.unimplemented(method.number)
         except (EtcdError, DecodeError) as failure:
@@ -467,7 +467,7 @@ class HttpSession(ClientSession):
         # The member asks itself: a health check is for no user.
         probed = Asked(partial(self._probed, request.id))
         if is_serializable:
-            self.member.reads.read_now(probed, 0, RANGE, health.PROBE)
+            self.member.reads.read_now((probed, 0, RANGE, health.PROBE))
         else:
             request.deadline = self.member.clock() + self.member.options.request_timeout_s
             # Not `read`, which a learner refuses: as in etcd, it is healthy while it could read.

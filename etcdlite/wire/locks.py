@@ -173,7 +173,7 @@ class _Queue(OwnRequester):
             self._calls[call] = None
             call.advance(self._failure or True)
         # The rest follows after the reads that wait now.
-        self._member.reads.read_now(self, _WAKE, KEEP_ALIVE, None)
+        self._member.reads.read_now((self, _WAKE, KEEP_ALIVE, None))
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -197,7 +197,7 @@ class _Queue(OwnRequester):
             limit=PAGE_KEYS,
             revision=self._page_revision,
         )
-        self._member.reads.read_now(self, _READ, RANGE, request)
+        self._member.reads.read_now((self, _READ, RANGE, request))
 
     def awaits(self, request_id: int) -> bool:
         return bool(self._calls)
@@ -460,7 +460,7 @@ class _ScriptedCall(Call):
                 outcome = True
             elif isinstance(step, proto.WatchCreateRequest):
                 follow = partial(self._follow, step)
-                self.member.access.admit(self, self.request_id, WATCH, step, follow)
+                self.member.access.admit((self, self.request_id, WATCH, step), follow)
                 return
             elif step is None:
                 self._is_following = True
@@ -497,7 +497,7 @@ class _ScriptedCall(Call):
         handle, _ = api.HANDLERS[ask.method]
         self._is_writing = ask.method != RANGE
         try:
-            handle(self.member, self, 1, ask.method, ask.request, frame)
+            handle(self.member, (self, 1, ask.method, ask.request), frame)
         except EtcdError as failure:
             self._is_writing = False
             return failure
@@ -641,7 +641,7 @@ class _QueueCall(_ScriptedCall):
     def _give_back(self, place: _Place, mine: proto.LeaderKey, made_lease: bool) -> None:
         """The call ends without an answer: revoke the lease that it made, or delete the key if no
         other call needs it. Without waiting for the outcome."""
-        propose = partial(self.member.writes.propose_message, None, 0)
+        propose = self.member.writes.propose_own
         if made_lease:
             propose(LEASE_REVOKE, proto.LeaseRevokeRequest(ID=mine.lease))
             return

@@ -141,7 +141,7 @@ class NativeSession(ClientSession):
                     else:
                         self.calls.hold(request_id, length)
                         request = decode_request(decode, data, at + FRAME_HEADER_BYTES, stop)
-                    handle(member, self, request_id, method, request, data[at:stop])
+                    handle(member, (self, request_id, method, request), data[at:stop])
                 except (EtcdError, DecodeError) as failure:
                     self.fail(request_id, method, api.refusal(failure))
                 if len(requests) > MAX_OPEN_REQUESTS:

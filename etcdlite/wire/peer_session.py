@@ -234,7 +234,8 @@ class Accepted(peer.PeerConnection, OwnRequester):
             elif method in PEER_METHODS:
                 handle, decode = api.HANDLERS[method]
                 frame = frames.frame(request_id, method, 0, body)
-                handle(member, self, request_id, method, proto.decode_request(decode, body), frame)
+                request = proto.decode_request(decode, body)
+                handle(member, (self, request_id, method, request), frame)
             else:
                 self.fail(request_id, method, api.unimplemented(method))
         except EtcdError as failure:

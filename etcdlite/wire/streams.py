@@ -88,7 +88,9 @@ class WatchCall(Call):
             if self.member.state.auth.enabled:
                 self._is_waiting = True
                 created = partial(self._create, create)
-                self.member.access.admit(self, self.request_id, WATCH, create, created, size_bytes)
+                self.member.access.admit(
+                    (self, self.request_id, WATCH, create), created, size_bytes
+                )
             else:
                 self._stream.create(create)
         elif request.cancel_request is not None:
@@ -112,7 +114,7 @@ class WatchCall(Call):
         """Process the next held message in the next turn: a thousand at once would take long."""
         if self._held:
             self._is_waiting = True
-            self.member.reads.read_now(Asked(self._process_next), 0, KEEP_ALIVE, None)
+            self.member.reads.read_now((Asked(self._process_next), 0, KEEP_ALIVE, None))
         elif self._is_finished:
             self.finish()
 
@@ -176,7 +178,7 @@ class KeepAliveCall(Call):
         member, auth = self.member, self.member.state.auth
         try:
             if auth.enabled:
-                author = member.access.check(self.owner, self.request_id, KEEP_ALIVE, None)
+                author = member.access.check((self.owner, self.request_id, KEEP_ALIVE, None))
                 lease_id = api.read_renewal(body)
                 steps = auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
                 for _ in steps:  # The lease has many keys.
@@ -327,7 +329,7 @@ class SnapshotCall(Call):
         if not self._is_asked:
             self._is_asked = True
             admitted = partial(self._admitted, self._format(body))
-            self.member.access.admit(self, self.request_id, SNAPSHOT, None, admitted)
+            self.member.access.admit((self, self.request_id, SNAPSHOT, None), admitted)
 
     def _admitted(self, make: Making, refused: EtcdError | None) -> None:
         if self.is_closed:
@@ -457,9 +459,9 @@ class RangeStreamCall(Call):
         if request.serializable:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            self.member.reads.read_now(self, self.request_id, RANGE, first, len(body))
+            self.member.reads.read_now((self, self.request_id, RANGE, first), len(body))
         else:
-            self.member.reads.read(self, self.request_id, RANGE, first, len(body))
+            self.member.reads.read((self, self.request_id, RANGE, first), len(body))
 
     def awaits(self, request_id: int) -> bool:
         return not self.is_closed
@@ -473,9 +475,8 @@ class RangeStreamCall(Call):
             self.end()
             return
         # The first read checked only the first key.
-        self.member.access.admit(
-            self, self.request_id, RANGE, self._request, self._begin, is_current=True
-        )
+        read = (self, self.request_id, RANGE, self._request)
+        self.member.access.admit(read, self._begin, is_current=True)
 
     def _begin(self, refused: EtcdError | None) -> None:
         if refused is not None:

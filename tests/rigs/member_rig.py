@@ -194,7 +194,7 @@ class MemberRig:
             self._writes[request_id] = len(self.story.stages) - 1
         frame = frames.frame(request_id, method, 0, request.encode())
         try:
-            api.HANDLERS[method][0](self.member, self, request_id, method, request, frame)
+            api.HANDLERS[method][0](self.member, (self, request_id, method, request), frame)
         except EtcdError as failure:
             self.fail(request_id, method, failure)
         return request_id

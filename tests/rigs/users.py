@@ -91,7 +91,7 @@ class User:
             else:
                 frame = frames.frame(request_id, method.number, 0, body)
                 handle, decode = api.HANDLERS[method.number]
-                handle(self.house.member, self, request_id, method.number, decode(body), frame)
+                handle(self.house.member, (self, request_id, method.number, decode(body)), frame)
         except EtcdError as failure:
             self.fail(request_id, method.number, failure)
         return request_id

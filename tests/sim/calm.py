@@ -108,7 +108,7 @@ class Calm:
         request = proto.PutRequest(key=b"k%d" % (self._puts % 50), value=b"v" * 50)
         frame = frames.frame(self._puts, method.number, 0, request.encode())
         handle = api.HANDLERS[method.number][0]
-        handle(node.member, self.client, self._puts, method.number, request, frame)
+        handle(node.member, (self.client, self._puts, method.number, request), frame)
         node.turn()
 
     def _stall(self, node: Node, seconds: float) -> None:

@@ -266,13 +266,11 @@ def _read_before_the_leader_knows_what_is_committed(patch: Patch) -> None:
 def _follower_reads_without_asking(patch: Patch) -> None:
     read = reading.Reads.read
 
-    def local(
-        self: Any, session: Any, request_id: int, method: int, request: Any, *more: Any
-    ) -> None:
-        if method == RANGE:
-            self.read_now(session, request_id, method, request)
+    def local(self: Any, one: Any, *more: Any) -> None:
+        if one[2] == RANGE:
+            self.read_now(one)
         else:
-            read(self, session, request_id, method, request, *more)
+            read(self, one, *more)
 
     patch.set(reading.Reads, "read", local)
 
@@ -534,16 +532,15 @@ def _cleaning_loses_what_is_still_read(patch: Patch) -> None:
 def _ack_before_commit(patch: Patch) -> None:
     propose = writes.Writes.propose
 
-    def hasty(
-        self: Any, session: Any, request_id: int, method: int, request: Any, frame: bytes
-    ) -> None:
+    def hasty(self: Any, waiter: Any, frame: bytes) -> None:
+        session, request_id, method, request = waiter
         if session is not None and method == PUT and not request.prev_kv:
-            propose(self, None, request_id, method, request, frame)
+            propose(self, (None, request_id, method, request), frame)
             state = self._state
             header = state.identity.header(state.store.revision + 1)
             session.reply(request_id, method, header)
         else:
-            propose(self, session, request_id, method, request, frame)
+            propose(self, waiter, frame)
 
     patch.set(writes.Writes, "propose", hasty)
 
@@ -914,10 +911,8 @@ def _enabling_auth_does_not_wait_for_the_log(patch: Patch) -> None:
     number = methods.METHOD_BY_NAME["Auth.AuthEnable"].number
     handle, decode = api.HANDLERS[number]
 
-    def hasty(
-        who: Any, session: Any, request_id: int, method: int, request: Any, frame: bytes
-    ) -> None:
-        handle(who, session, request_id, method, request, frame)
+    def hasty(who: Any, waiter: Any, frame: bytes) -> None:
+        handle(who, waiter, frame)
         store = who.state.auth
         root = store.user("root")
         store.enabled |= root is not None and "root" in root.roles and bool(store.key)

@@ -516,7 +516,7 @@ class _Probe:
 
         def work() -> None:
             try:
-                api.HANDLERS[number][0](node.member, self, self._op.id, number, request, frame)
+                api.HANDLERS[number][0](node.member, (self, self._op.id, number, request), frame)
             except EtcdError as failure:
                 self.fail(self._op.id, number, failure)
             node.turn()
