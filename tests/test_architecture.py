@@ -17,7 +17,7 @@ PACKAGE = ROOT / "etcdlite"
 
 LAYERS = {
     "words": "aead noise secret secret_file private_file sealing age"
-    " cipher_suites credentials extract plain_txn backup_status versions records wall_clock"
+    " cipher_suites credentials extract plain_txn backup_status versions wall_clock"
     " etcdlite errors log limits options notation urls schema proto frames methods channel x509 tls"
     " json_mapping session memory request identity metrics flags interrupts certificates passwords"
     " permissions loading addresses",

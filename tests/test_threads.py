@@ -359,7 +359,7 @@ def test_without_a_thread_a_login_fails() -> None:
     done: list[Any] = []
     results: list[Any] = []
     session: Any = SimpleNamespace(awaits=lambda request_id: True)
-    job = Job(session, 1, lambda: b"hash", results.append)
+    job = Job((session, 1, 0, None), lambda: b"hash", results.append)
     threads.start_login(job, done.append)
     assert done == [job]
     job.finish()

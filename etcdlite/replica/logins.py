@@ -24,7 +24,7 @@ from etcdlite.methods import REHASH, TOKEN_KEY
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
 from etcdlite.proto import varint
 from etcdlite.replica.state import State
-from etcdlite.request import Session
+from etcdlite.request import Read, Session
 from etcdlite.tokens import Tokens
 
 MAX_RUNNING = 2
@@ -55,15 +55,10 @@ class Job:
     """A computation for a thread."""
 
     def __init__(
-        self,
-        session: Session,
-        request_id: int,
-        compute: Callable[[], Any],
-        done: Callable[[Any], None],
+        self, waiter: Read, compute: Callable[[], Any], done: Callable[[Any], None]
     ) -> None:
         """`done` is called in the loop with the result of `compute`, or with an EtcdError."""
-        self._session = session
-        self._request_id = request_id
+        self._session, self._request_id, _, _ = waiter
         self._compute = compute
         self._done = done
         self._result: Any = None
@@ -159,12 +154,7 @@ class Logins:
     # For the handlers.
 
     def hash(
-        self,
-        session: Session,
-        request_id: int,
-        name: str,
-        password: str,
-        done: Callable[[str | EtcdError], None],
+        self, waiter: Read, name: str, password: str, done: Callable[[str | EtcdError], None]
     ) -> None:
         """Hash a password of this user; `done` gets the hash as requests hold it, in base64. Raises
         EtcdError."""
@@ -172,12 +162,11 @@ class Logins:
         def compute() -> str:
             return base64.b64encode(passwords.hash_password(password, self._cost)).decode()
 
-        self._add(name, password, Job(session, request_id, compute, done))
+        self._add(name, password, Job(waiter, compute, done))
 
-    def log_in(
-        self, session: Session, request_id: int, method: int, request: proto.AuthenticateRequest
-    ) -> None:
+    def log_in(self, waiter: Read) -> None:
         """Answer an AuthenticateRequest, from a state that is linearizable. Raises EtcdError."""
+        session, request_id, method, request = waiter
         auth = self._state.auth
         if not auth.enabled:
             raise error("AuthNotEnabled")
@@ -225,7 +214,7 @@ class Logins:
                 self._propose(REHASH, proto.Rehash(name=name, old=stored, new=new))
             self._answer(session, request_id, method, token)
 
-        self._add(name, password, Job(session, request_id, compute, done))
+        self._add(name, password, Job(waiter, compute, done))
 
     def _answer(self, session: Session, request_id: int, method: int, token: str) -> None:
         session.logged_in(token)

@@ -349,7 +349,7 @@ def _move_leader(member: Member, received: Received, is_current: bool = False) -
 
 def _authenticate(member: Member, received: Received) -> None:
     check_size(received.request)
-    _once_current(member, received, partial(member.logins.log_in, *received[:4]))
+    _once_current(member, received, partial(member.logins.log_in, received[:4]))
 
 
 def _auth_enable(member: Member, received: Received) -> None:
@@ -405,7 +405,7 @@ def _propose_hashed(
             member.writes.propose_message((*received[:3], request))
 
     password = received.request.password
-    hash_it = partial(member.logins.hash, *received[:2], request.name, password, hashed)
+    hash_it = partial(member.logins.hash, received[:4], request.name, password, hashed)
     received.admit(member, hash_it)
 
 
