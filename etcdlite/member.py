@@ -282,7 +282,8 @@ class Member:
         if self.state.awaits_space:
             self.leadership.hand_over()
         self.state.awaits_space = False
-        self.state.alarms.measure(now)
+        if self.incoming.offer is None and self.raft.log.offset <= self.state.store.applied_index:
+            self.state.alarms.measure(now)  # Not with a snapshot beside the data it will replace.
         self.rollback.tick(now)
         if self.rollback.is_over:
             self.raft.tick()

@@ -241,6 +241,23 @@ class Incoming:
         self.connection = connection
         return self.offset
 
+    def check_space(self, left_bytes: int) -> None:
+        """Refuse the snapshot that has begun if the rest of it, `left_bytes`, cannot fit. A part
+        that fills the file system would stop the log of this member."""
+        parent, why = os.path.dirname(self._directory), ""
+        try:
+            free_bytes, _ = self._disk.space(parent)
+            if left_bytes > free_bytes:
+                why = (
+                    f"{left_bytes} bytes are left, and {free_bytes} are free in {parent}: it takes "
+                    "this space beside the old data, until it replaces that"
+                )
+        except OSError as failure:
+            why = str(failure)
+        if why:
+            log.error("cannot receive the snapshot", error=why)
+            self._refuse(why)
+
     def tick(self) -> None:
         """Drop a part of a snapshot if the log has brought this member as far."""
         if self.offer and not self.is_storing and self.offer.index <= self._raft.log.committed:

@@ -1071,6 +1071,31 @@ def test_a_part_of_a_snapshot_is_removed_once_the_log_has_brought_the_member_as_
     cluster.agree()
 
 
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_snapshot_for_which_there_is_little_space_stops_no_writes(
+    fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, leader, away = behind(limits=Limits(snapshot_bytes_per_s=128 << 10))
+    world, disk = cluster.world, away.disk
+    away.start()
+    incoming = away.member.incoming
+    world.run_until(lambda: incoming.offer is not None)
+    size_bytes = incoming.offer.size_bytes
+    incoming._refuse("it is offered again")
+    room = disk.used_bytes + int((1.2 if fits else 0.9) * size_bytes)
+    monkeypatch.setattr(disk, "space", lambda path: (room - disk.used_bytes, 4 * size_bytes))
+    parts: list[int] = []
+    for number in range(40):
+        world.run(0.5)
+        parts.append(incoming.offset)
+        cluster.client.put(leader, b"meanwhile%d" % number)
+    if not fits:
+        assert max(parts) == 0
+        assert away.member.catch_up.is_behind
+        monkeypatch.undo()
+    caught_up(cluster, away)
+
+
 def test_a_snapshot_that_cannot_be_read_does_not_end_the_leader() -> None:
     cluster, leader, away = behind()
     world, store = cluster.world, leader.member.state.store

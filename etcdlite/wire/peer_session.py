@@ -175,6 +175,8 @@ class Accepted(peer.PeerConnection, OwnRequester):
         self._welcome(request_id, offer.size_bytes if offset is None else offset)
         if offset is None:
             self.snapshot_taken()
+        else:
+            self.member.incoming.check_space(offer.size_bytes - offset)
 
     def _refusal(self, introduction: proto.Introduction) -> EtcdError | None:
         member = self.member

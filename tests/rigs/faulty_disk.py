@@ -243,6 +243,11 @@ class FaultyDisk(Disk):
         return [(path, s) for path, inode in self._names.items() for s in inode.unsynced()]
 
     @property
+    def used_bytes(self) -> int:
+        """The size of all files."""
+        return sum(len(inode.data) for inode in self._names.values())
+
+    @property
     def unsynced_names(self) -> int:
         """How many creations, renames and removals are not durable."""
         return len(self._renames)
