@@ -865,6 +865,32 @@ def test_a_member_whose_disk_is_almost_full_stops_writes_of_all(cluster: Cluster
     client.put(cluster.leader, b"k")
 
 
+def test_a_member_that_exceeds_its_quota_by_the_writes_of_others_stops_them(
+    cluster: Cluster,
+) -> None:
+    client, world, small = cluster.client, cluster.world, cluster.followers[0]
+    small.member.state.alarms.quota_bytes = 50_000
+    client.put(cluster.leader, b"k", bytes(60_000))
+    world.run(1)
+    with pytest.raises(EtcdError, match="database space exceeded"):
+        client.put(cluster.leader, b"k")
+    assert (small.member_id, NOSPACE) in cluster.leader.member.state.alarms
+
+
+def test_a_write_after_an_alarm_is_disarmed_is_not_refused_by_a_member_behind(
+    cluster: Cluster,
+) -> None:
+    client, behind = cluster.client, cluster.followers[0]
+    for _ in range(5):
+        alarm = {"memberID": cluster.leader.member_id, "alarm": NOSPACE}
+        client.ask(cluster.leader, "Maintenance.Alarm", action=1, **alarm)
+        with pytest.raises(EtcdError, match="database space exceeded"):
+            client.put(behind, b"k")
+        client.ask(cluster.leader, "Maintenance.Alarm", action=2, **alarm)
+        assert behind.member.state.alarms.kinds, "it has not heard of that yet"
+        client.put(behind, b"k")
+
+
 def test_a_leader_with_a_slow_disk_hands_over(cluster: Cluster) -> None:
     client, world, old = cluster.client, cluster.world, cluster.leader
     sync = old._synced

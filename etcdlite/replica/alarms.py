@@ -110,15 +110,13 @@ class Alarms:
         self.kinds = frozenset(kind for _, kind in self._active)
 
     def check_space(self, size_bytes: int) -> None:
-        """Raise NoSpace if there is none for a write of this size. Asked before a write is
+        """Raise NoSpace if this member has none for a write of this size. Asked before a write is
         proposed, so that the log does not grow by writes that will be refused."""
         if (
             size_bytes > self.space_left
             or 2 * (size_bytes + self.proposed_bytes) > self.disk_left_bytes  # In log and data.
         ):
             self.raise_nospace()
-            raise error("NoSpace")
-        if NOSPACE in self.kinds:  # A member is out of space.
             raise error("NoSpace")
 
     def raise_nospace(self, failure: OSError | None = None) -> None:
@@ -184,9 +182,9 @@ class Alarms:
         if now - self._disk_measured_at >= MEASURE_DISK_S:
             self._disk_measured_at = now
             self._measure_disk()
-            if self.disk_left_bytes <= 0:
-                self.raise_nospace()
         self._measure_left()
+        if self.space_left <= 0:  # Others may have taken writes for which they have the space.
+            self.raise_nospace()
 
     def _measure_disk(self) -> None:
         """Without access to the directories, what was measured before stays."""

@@ -32,6 +32,7 @@ from etcdlite.proto import DecodeError
 from etcdlite.raft import LEADER, NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import ENTRY_CONF_CHANGE, ENTRY_NORMAL, Entry
 from etcdlite.replica.access import Access
+from etcdlite.replica.alarms import NOSPACE
 from etcdlite.replica.checks import CHECKS, check
 from etcdlite.replica.entry import (
     ENTRY_HEADER,
@@ -43,7 +44,7 @@ from etcdlite.replica.entry import (
     proposer,
     read_header,
 )
-from etcdlite.replica.state import State
+from etcdlite.replica.state import State, needs_space
 from etcdlite.replica.write_lines import Waiting, WriteLines
 from etcdlite.request import Done, Session, Shares, Waiter, connection, fail_all
 from etcdlite.versions import OLDEST
@@ -180,11 +181,13 @@ class Writes:
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
             return
-        if self._author is not None or self._state.auth.enabled:
+        if self._author is not None or self._state.auth.enabled or self._alarms.kinds:
             try:
                 author = None
                 if self._state.auth.enabled:
                     author = self._access.check(waiter)
+                if NOSPACE in self._alarms.kinds and needs_space(method, waiter[3]):
+                    raise error("NoSpace")  # So that the log does not grow by refused writes.
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
                 again = partial(self.propose, waiter, frame)
