@@ -16,6 +16,8 @@ from etcdlite.methods import AUTHOR, NAMES
 
 
 class Requester(Protocol):
+    __slots__ = ()
+
     @property
     def is_member(self) -> bool:
         """A member asks, for itself or for a client whose rights it has checked."""
@@ -31,6 +33,8 @@ class Requester(Protocol):
 
 class Session(Requester, Protocol):
     """Where a request came from and where its answer goes."""
+
+    __slots__ = ()
 
     @property
     @abstractmethod

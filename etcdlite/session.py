@@ -345,18 +345,19 @@ class Inbox:
 class Session:
     """One connection's protocol, sans-IO."""
 
+    __slots__ = (
+        "certificate_user", "client", "inbox", "is_aborted", "is_closing", "is_open", "open_by",
+        "outbox", "why_aborted",
+    )  # fmt: skip
+
     protocol = "none"
     """For the metrics."""
     reads_always = False
     """The input consists of answers: read it even while much output is unsent."""
-    client = ""
-    """The address of the other side, for the log."""
     is_served_to_the_end = False
     """Read input while the server stops."""
     is_member = False
     """The other side is a member, which has checked the rights of its clients."""
-    certificate_user = ""
-    """The user whom the verified certificate of the other side names, if that logs a user in."""
 
     def __init__(
         self,
@@ -366,6 +367,10 @@ class Session:
     ) -> None:
         """`on_output` is called with the session when it has output or must be closed. `clock`
         returns monotonic seconds."""
+        self.client = ""
+        """The address of the other side, for the log."""
+        self.certificate_user = ""
+        """The user whom the other side's verified certificate names, if that logs a user in."""
         self.outbox = Outbox(self, on_output, clock, limits.high_water_bytes)
         self.inbox = Inbox(clock)
         self.is_open = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import re
 import selectors
@@ -38,9 +37,11 @@ from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire import hpack, http2, http2_state, reflection, streams
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES
+from etcdlite.wire.carried import CarryingSession
 from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
+from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import INVALID_TOKEN
 
 KV = "/etcdserverpb.KV/"
@@ -223,13 +224,9 @@ def client(lone: LoneMember) -> Client:
 # --- Unary -----------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not (3, 11) <= sys.version_info < (3, 13),
-    reason="instances have a dict before Python 3.11, and beside slots from 3.13 on",
-)
-def test_a_session_has_no_dict_of_its_own(client: Client) -> None:
-    parts = gc.get_referents(client.session)
-    assert all(part is not vars(client.session) for part in parts)
+@pytest.mark.parametrize("kind", (GrpcSession, CarryingSession, NativeSession))
+def test_a_session_has_no_dict_of_its_own(kind: type) -> None:
+    assert kind.__dictoffset__ == 0, "a class that it derives from has no __slots__"
 
 
 def test_a_put_and_a_range(client: Client) -> None:

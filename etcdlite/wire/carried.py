@@ -152,6 +152,8 @@ class Carried(Call):
 class CarryingSession(GrpcSession):
     """A connection with requests of gRPC and of HTTP."""
 
+    __slots__ = ("carried", "make_http")
+
     def __init__(
         self,
         member: Member,

@@ -341,6 +341,12 @@ class GrpcStream(Stream):
 
 
 class GrpcSession(http2.Connection, ClientSession):
+    __slots__ = (
+        "_are_due", "_check_interval_s", "_deadlines", "_is_ending", "_leader_loss", "_leaving",
+        "_max_message_bytes", "_need_leader", "_next_check", "_partial_bytes", "_recalled",
+        "_unread", "calls", "member",
+    )  # fmt: skip
+
     protocol = "grpc"
     streams_ranges = True
     is_served_to_the_end = True

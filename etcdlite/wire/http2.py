@@ -220,8 +220,8 @@ def _is_well_formed_field(field: hpack.Field) -> bool:
 class Connection(Session):
     """One connection. It is open once the preface and the first SETTINGS arrived."""
 
-    # CPython 3.11 and 3.12 give an object with more than 29 attributes a dict of its own, which is
-    # slower. A session of gRPC has 40, so these are in slots.
+    # CPython gives an object with more than 29 attributes a dict of its own, which is slower. A
+    # session of gRPC has 40, so all are in slots.
     __slots__ = (
         "_block", "_clock", "_farewell_id", "_gap", "_known", "_last_id", "_max_streams",
         "_must_unblock", "_quiet", "_receive_window", "_released", "_state", "_unpacker", "conduct",

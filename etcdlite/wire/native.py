@@ -59,6 +59,8 @@ class _Earlier(int):
 class NativeSession(ClientSession):
     """One connection. It is open once the handshake is complete."""
 
+    __slots__ = ("_max_frame_length", "_requests", "_token", "calls", "member")
+
     protocol = "native"
 
     def __init__(self, member: Member, on_output: Callable[[Any], None]) -> None:

@@ -31,6 +31,8 @@ SNIFF_BYTES = 4
 class ClientSession(Session, request.Session):
     """A session that passes requests to a member; a subclass sets both attributes."""
 
+    __slots__ = ()
+
     member: Member
     calls: Calls
 
