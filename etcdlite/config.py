@@ -66,6 +66,10 @@ _SERVICE_LINK = re.compile(
 )
 """Variables that Kubernetes and Docker set for a service called "etcdlite" or "etcd"."""
 
+_NO_FLAGS = frozenset({"CLIENT_DEBUG", "UNSUPPORTED_ARCH", "VERIFY"})
+"""ETCD_ variables that etcd and its clients read, and that are no flags: a log level of the client,
+leave to run on another architecture, and self-checks for tests. None of them changes anything."""
+
 _NO_SOURCES: Mapping[str, str] = {}
 
 
@@ -399,7 +403,7 @@ class _Reader:
             flag = flags.find(name)
             if flag is not None:
                 self._take(layer, flag, name, text, variable, "=")
-            elif not _SERVICE_LINK.match(rest):
+            elif not _SERVICE_LINK.match(rest) and (own or rest not in _NO_FLAGS):
                 hint = _did_you_mean(
                     name, lambda known: flags.variable_name(prefix, known), tuple(flags.FLAGS)
                 )
