@@ -99,8 +99,10 @@ def _load(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
     # The log names these paths, and its readers do not know the working directory.
     data_dir = os.path.abspath(settings.data_dir)
     wal_dir = settings.wal_dir and os.path.abspath(settings.wal_dir)
-    if wal_dir == f"{data_dir}/member/wal":
-        wal_dir = ""  # That is the default; a start creates `member` as a whole.
+    if wal_dir:
+        from etcdlite import datadir
+
+        wal_dir = datadir.separate_wal_dir(data_dir, wal_dir)
     return settings._replace(data_dir=data_dir, wal_dir=wal_dir)
 
 

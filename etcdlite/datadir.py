@@ -138,6 +138,13 @@ def lock(home: Home, own: Collection[str] = ()) -> File:
         ) from failure
 
 
+def separate_wal_dir(data_dir: str, wal_dir: str) -> str:
+    """`wal_dir`; empty if it is the directory in which a log is anyway, which is made with the rest
+    of `member`."""
+    usual = os.path.abspath(f"{data_dir}/member/wal")
+    return "" if wal_dir and os.path.abspath(wal_dir) == usual else wal_dir
+
+
 def check_contents(home: Home, own: Collection[str]) -> None:
     """Check the directories of a start; writes nothing. `own`: paths of other files that may be
     there. Raises StartError if one holds anything but a member, and OSError."""

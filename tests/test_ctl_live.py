@@ -683,6 +683,10 @@ def test_a_restored_member_starts_as_it_is_said(
     for number, (words, command) in enumerate((
         (["--wal-dir", "{dir}-wal"], "etcdlite --data-dir {dir} --wal-dir {dir}-wal"),
         (
+            ["--wal-dir", "{dir}/member/wal"],  # Where it is anyway.
+            "etcdlite --data-dir {dir} --wal-dir {dir}/member/wal",
+        ),
+        (
             ["--initial-advertise-peer-urls", "http://127.0.0.1:1"],
             "etcdlite --data-dir {dir} --listen-peer-urls http://127.0.0.1:1",
         ),

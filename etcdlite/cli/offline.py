@@ -48,7 +48,8 @@ def identities(session: Session) -> list[Identity]:
 def home_of(session: Session, data_dir: str) -> Home:
     """The member in `data_dir`, with the other flags about its files. Raises KeyFileError."""
     flags = session.flags
-    return Home(Disk(), data_dir, flags["wal-dir"], keys.read(flags["encryption-key-file"]))
+    wal_dir = datadir.separate_wal_dir(data_dir, flags["wal-dir"])
+    return Home(Disk(), data_dir, wal_dir, keys.read(flags["encryption-key-file"]))
 
 
 def defrag(session: Session) -> None:
