@@ -101,6 +101,7 @@ def test_a_reply_is_the_same_however_the_bytes_are_cut() -> None:
         (b"HTTP/1.1 400 Bad Request\r\n", "does not speak etcdlite's native protocol"),
         (b"\0\0\x06\x04\0\0\0\0\0", "it speaks gRPC or HTTP only, as etcd does"),
         (b"", "before a greeting: it may be etcd, which speaks gRPC only"),
+        (b"", "or have refused this address: its log says why"),
         (b"\x89ETX", "does not speak etcdlite's native protocol"),
         (frames.HANDSHAKE.pack(frames.MAGIC, 0, 0), "does not speak protocol version 1"),
         (GREETING + b"\x00\x00\x00\x00" * 3, "not the native protocol: frame length 0"),

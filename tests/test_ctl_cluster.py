@@ -202,7 +202,7 @@ def test_the_leader_is_moved_to_whom_one_says(three: LiveCluster, output: str) -
     without = [endpoint for endpoint in three.endpoints if endpoint != leader.endpoint]
     refused = run_ctl("--endpoints", ",".join(without), "move-leader", f"{target:x}")
     assert refused.status == 128
-    assert f"no leader endpoint given at [{' '.join(without)}]" in refused.stderr
+    assert f"no leader endpoint given at [{' '.join(without)}]; --cluster asks" in refused.stderr
     ended = ours(three, "move-leader", f"{target:x}", "-w", output)
     assert ended.status == 0, ended
     if output == "simple":

@@ -263,6 +263,10 @@ def test_the_configuration_of_an_instance_names_the_member(
     assert machine.config.name == "m7"
     assert machine.data_dir == str(tmp_path / "m7.etcdlite")
     assert machine.pid == 0
+    (tmp_path / "m7.etcdlite").rmdir()
+    machine = machine_module.look(str(file), is_named=True)
+    assert machine is not None and not machine.data_dir
+    assert f"the data directory {tmp_path}/m7.etcdlite (it does not exist)" in machine.unseen
 
 
 @pytest.mark.parametrize("runs", [False, True])

@@ -48,7 +48,9 @@ def configured(root: Path) -> config.Config:
 def test_setup_writes_the_configuration_of_each_member(folder: str, tmp_path: Path) -> None:
     done = run_ctl("setup", *THREE, f"--dir={folder}")
     assert done.status == 0, done
-    assert "tar -C / -xf m1.tar" in done.stdout.decode()
+    told = done.stdout.decode()
+    assert "tar -C / -xf m1.tar" in told and "promote" not in told
+    assert "systemctl restart etcdlite" in told, "a service that runs has other settings"
     one, three = (configured(unpack(f"{folder}/{m}.tar", tmp_path / m)) for m in ("m1", "m3"))
     assert one.warnings == three.warnings == ()
     assert one.name == "m1"
@@ -168,6 +170,17 @@ def test_a_member_that_was_not_added_cannot_join(folder: str, server: ServerFact
     done = run_ctl(*words, "--endpoints", server().endpoint)
     assert done.status == 1
     assert "member add m2 --peer-urls=http://10.0.0.2:2380 --learner" in done.stderr
+
+
+def test_a_join_says_how_a_learner_gets_its_vote(folder: str, server: ServerFactory) -> None:
+    assert run_ctl("setup", "m1=10.0.0.1", "--secret", f"--dir={folder}").status == 0
+    endpoint = server().endpoint
+    add = ("member", "add", "m2", "--peer-urls=http://10.0.0.2:2380", "--learner")
+    assert run_ctl(*add, "--endpoints", endpoint).status == 0
+    words = ("setup", "--join", "m2=10.0.0.2", f"--dir={folder}")
+    done = run_ctl(*words, "--endpoints", endpoint)
+    assert done.status == 0, done
+    assert "run: etcdlite-ctl member promote m2\n" in done.stdout.decode()
 
 
 def test_a_join_that_reaches_no_member_says_what_it_asks_for(folder: str) -> None:

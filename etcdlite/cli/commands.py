@@ -263,7 +263,8 @@ def move_leader(session: Session) -> None:
                 response = session.ask("Maintenance.MoveLeader", client, targetID=target)
                 session.show("move_leader", response, status.leader, target)
                 return
-    raise BadArguments(f"no leader endpoint given at [{' '.join(endpoints)}]")
+    asked = f"no leader endpoint given at [{' '.join(endpoints)}]"
+    raise BadArguments(f"{asked}; --cluster asks all members")
 
 
 def alarm_list(session: Session) -> None:

@@ -168,7 +168,7 @@ def _space(facts: Facts) -> _Findings:
         if value <= 0:
             yield (
                 ERROR, where, "the disk is full",
-                "writes are refused, and a full disk stops the member",
+                "puts are refused; without any space, every write waits",
                 "free space on it, then etcdlite-ctl alarm disarm",
             )  # fmt: skip
         elif value < LOW_SPACE_BYTES:

@@ -157,9 +157,11 @@ def _environ_of_service(file: str) -> dict[str, str]:
 
 
 def _existing(path: str) -> str:
-    """The absolute path of a directory: below the service's if it is there, else below this one."""
-    of_service = os.path.join(SERVICE_DIRECTORY, path)
-    return of_service if os.path.isdir(of_service) else os.path.abspath(path)
+    """The absolute path of a directory: below this one if it is only there, else below the
+    service's, if that exists."""
+    of_service, here = os.path.join(SERVICE_DIRECTORY, path), os.path.abspath(path)
+    is_only_here = os.path.isdir(here) and not os.path.isdir(of_service)
+    return here if is_only_here or not os.path.isdir(SERVICE_DIRECTORY) else of_service
 
 
 # Files.

@@ -247,11 +247,13 @@ def _write_archive(path: str, files: Files) -> None:
 
 def _next_steps(folder: str, hosts: Mapping[str, str], is_join: bool) -> list[str]:
     lines = [f"{folder}/{name}.tar: the files of {name} on {host}" for name, host in hosts.items()]
+    name = next(iter(hosts))
     return [
         *lines,
         "Next, as root on each machine, where etcdlite is installed, with its own archive:",
-        f"  tar -C / -xf {next(iter(hosts))}.tar",
-        "  systemctl start etcdlite",
-        f"Keep {folder} where it is safe: it is needed to add a member"
-        + (", and delete the archives." if is_join else "."),
+        f"  tar -C / -xf {name}.tar",
+        "  systemctl restart etcdlite",
+        *([f"A learner has no vote until you run: etcdlite-ctl member promote {name}"] * is_join),
+        f"Keep {folder} where it is safe: it is needed to add a member."
+        + (" Delete the archives." if is_join else ""),
     ]

@@ -266,7 +266,7 @@ class ClientConnection:
             if self._greeting is not None and not self._greeting:
                 ended += (
                     " before a greeting: it may be etcd, which speaks gRPC only, or want TLS "
-                    "(https://)"
+                    "(https://), or have refused this address: its log says why"
                 )
             elif self.hello is None:
                 ended += " before its hello: it may be a port for peers"
