@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rigs.ctl_runner import Ended, run_ctl
 from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import running_etcd
+from test_ctl_live import PATIENT as PATIENT_CTL
 from test_ctl_live import ctl_of, etcdctl
 
 from etcdlite import proto
@@ -349,3 +351,27 @@ def test_a_password_without_a_terminal_is_refused_in_one_line(server: ServerFact
     assert ended.returncode == 128
     assert ended.stderr.count("\n") == 1
     assert "there is no terminal. Set ETCDLITE_CTL_PASSWORD" in ended.stderr
+
+
+def test_without_a_terminal_a_password_is_a_line_of_standard_input(server: ServerFactory) -> None:
+    command = [sys.executable, "-m", "etcdlite.ctl", "--endpoints", server().endpoint]
+
+    def run(*words: str, stdin: str = "") -> str:
+        ended = subprocess.run(
+            [*command, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **PATIENT_CTL},
+        )
+        assert ended.returncode == 0, ended
+        return ended.stdout
+
+    run("user", "add", "root", stdin="a secret\na secret\n")
+    run("auth", "enable")
+    root = ("--user", "root")
+    # The login comes after what the command itself reads.
+    run(*root, "user", "add", "ann", "--interactive=false", stdin="of ann\na secret\n")
+    assert run(*root, "put", "a", "1", stdin="a secret\n") == "OK\n"
+    assert run("--user", "ann:of ann", "user", "get", "ann").startswith("User: ann\n")

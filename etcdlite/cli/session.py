@@ -267,8 +267,14 @@ class Session:
             self._client.close()
 
 
+def input_line() -> str:
+    """The next line of standard input, without its end; what follows is left for commands."""
+    return sys.stdin.buffer.readline().decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
 def ask_password(prompt: str) -> str:
-    """What is typed on the terminal, without echo. Raises BadArguments."""
+    """What is typed on the terminal, without echo; where there is none, a line of standard input,
+    which etcdctl always reads. Raises BadArguments."""
     import getpass
 
     if not sys.stdin.isatty():
@@ -276,6 +282,8 @@ def ask_password(prompt: str) -> str:
         try:
             os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
         except OSError:
+            if password := input_line():
+                return password
             raise BadArguments(
                 "failed to ask password: there is no terminal. Set ETCDLITE_CTL_PASSWORD, or for "
                 "the password of a new user give --interactive=false and write it to standard input"

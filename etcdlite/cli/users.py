@@ -6,12 +6,11 @@ from the command line too, as etcdctl does, where others on the machine can see 
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 from etcdlite import proto
 from etcdlite.cli.failures import BadArguments, say
-from etcdlite.cli.session import Session, ask_password
+from etcdlite.cli.session import Session, ask_password, input_line
 from etcdlite.client import EtcdliteError
 from etcdlite.client.operations import prefix_end
 from etcdlite.errors import ERRORS
@@ -24,7 +23,7 @@ _FIRST_KEY = _OPEN_END = b"\x00"
 
 def _new_password(name: str, session: Session) -> str:
     if not session.flags["interactive"]:
-        return sys.stdin.readline().strip()
+        return input_line().strip()
     password = ask_password(f"Password of {name}: ")
     if not password:
         raise BadArguments("empty password")
