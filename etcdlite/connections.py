@@ -76,23 +76,23 @@ class Connection:
     """A connected socket and its session."""
 
     __slots__ = (
-        "channel", "host", "is_member", "is_waiting", "mask", "peer", "ready", "rest", "session",
-        "site", "sock",
+        "address", "channel", "host", "is_member", "is_waiting", "mask", "pending", "ready",
+        "session", "site", "sock",
     )  # fmt: skip
 
     def __init__(
         self,
         sock: socket.socket,
         host: str,
-        peer: str,
+        address: str,
         site: Site | None,
         session: Session,
         channel: Channel | None = None,
     ) -> None:
         self.sock = sock
         self.host = host
-        self.peer = peer
-        """The address of the other side, of which `host` is a part."""
+        self.address = address
+        """The host and the port of the other side, in one text for the log."""
         self.site = site
         """Set on a client's connection, None on a connection between members."""
         self.is_member = site is None
@@ -101,17 +101,17 @@ class Connection:
         """None on a plain connection."""
         self.ready: Ready
         self.mask = READ
-        self.rest = b""
+        self.pending = b""
         """Input that was read but not processed."""
         self.is_waiting = False
         """A thread takes a step of the handshake, or imports the protocol: read nothing."""
 
     def receive_piece(self) -> None:
-        """Let the session process a piece of `rest`."""
+        """Let the session process a piece of `pending`."""
         inbox, size = self.session.inbox, PIECE_BYTES
         if inbox.waiting_bytes:
             size = max(size, min(inbox.needed_bytes - inbox.waiting_bytes, FRAME_PIECE_BYTES))
-        data, self.rest = self.rest, self.rest[size:]
+        data, self.pending = self.pending, self.pending[size:]
         self.session.receive(data[:size])
 
     @property
@@ -132,7 +132,7 @@ class Connection:
 
     @property
     def kept_bytes(self) -> int:
-        """The memory that it holds, approximately."""
+        """About how much memory the connection takes."""
         channel, size = self.channel, self.session.kept_bytes
         return size if channel is None else size + channel.memory_bytes + channel.held_bytes
 
@@ -173,7 +173,7 @@ class Connections:
         """Sessions that have more to produce, in turn."""
         self._turns = Turns(time.monotonic)
         self._unread: dict[Connection, None] = {}
-        """Connections with input in `rest` that can be processed."""
+        """Connections with `pending` input that can be processed now."""
         self._held: dict[Connection, float] = {}
         """Connections with an incomplete record, or ended by the other side: when the record must
         be complete."""
@@ -356,7 +356,7 @@ class Connections:
         self._sizes.pop(connection, None)
         self._unread.pop(connection, None)
         self._turns.first.discard(connection.ready)
-        connection.rest = b""
+        connection.pending = b""
         if connection.channel is not None:
             self._count(connection.channel, connection.is_member)
             self._held.pop(connection, None)
@@ -376,7 +376,7 @@ class Connections:
         """Close a connection at once and log why."""
         if connection.channel is not None and not connection.channel.is_established:
             why += f"; the handshake of {connection.channel.kind} is not complete"
-        log.warn("closed a connection", "dropped", why=why, remote_addr=connection.peer)
+        log.warn("closed a connection", "dropped", why=why, remote_addr=connection.address)
         self.close(connection)
 
     # Sockets.
@@ -388,12 +388,12 @@ class Connections:
                 return
         session = connection.session
         self._awake[session] = None
-        if connection.rest:
+        if connection.pending:
             if not isinstance(session, Opening):
                 self._process(connection)
                 return
             # What `feed` left.
-            data, connection.rest = connection.rest, b""
+            data, connection.pending = connection.pending, b""
             self._watch_socket(connection)
         else:
             channel = connection.channel
@@ -430,7 +430,7 @@ class Connections:
             data = session.first
             session = self._replace(connection, session)
         if len(data) > PIECE_BYTES:
-            connection.rest = data
+            connection.pending = data
             self._process(connection)
         else:
             session.receive(data)
@@ -454,7 +454,7 @@ class Connections:
         except ChannelError as failure:
             if not data and channel.is_established:
                 # A process that is killed ends like this. The protocol notices a missing end, too.
-                log.debug("a connection ended", why=str(failure), peer=connection.peer)
+                log.debug("a connection ended", why=str(failure), peer=connection.address)
                 self.close(connection)
             else:
                 self._break(connection, failure)
@@ -502,7 +502,7 @@ class Connections:
 
     def feed(self, connection: Connection, data: bytes) -> None:
         """Process received bytes in the next turn."""
-        connection.rest = data
+        connection.pending = data
         self._watch_socket(connection)
 
     def _imported(self, connection: Connection, data: bytes) -> None:
@@ -525,7 +525,7 @@ class Connections:
         else:
             why, key = str(failure), f"channel of {connection.host}"
             if not (log.limited(key) or log.limited(f"{key} {why}", SAME_LINES_PER_S)):
-                log.warn("closed a connection", why=why, remote_addr=connection.peer)
+                log.warn("closed a connection", why=why, remote_addr=connection.address)
         self.close(connection)
 
     def _count(self, channel: Channel, is_member: bool) -> None:
@@ -535,7 +535,7 @@ class Connections:
 
     def _process(self, connection: Connection) -> None:
         """Process the input that was read, for one slice."""
-        while connection.rest and not connection.session.is_closing:
+        while connection.pending and not connection.session.is_closing:
             connection.receive_piece()
             is_late = time.monotonic() > self._turns.share_end
             if is_late or not self._may_receive(connection.session):
@@ -549,7 +549,7 @@ class Connections:
         outbox = session.outbox
         if session.is_closing and not outbox.unsent_bytes:
             self.close(connection)
-        elif connection.rest or outbox.is_stuck or session.is_full or connection in self._unread:
+        elif connection.pending or outbox.is_stuck or session.is_full or connection in self._unread:
             self._watch_socket(connection)
 
     def _replace(self, connection: Connection, opening: Opening) -> Session:
@@ -577,7 +577,7 @@ class Connections:
             assert connection.site is not None
             is_local = is_loopback(connection.sock)
             session = HttpSession(self.member, on_output, connection.site, is_local)
-        session.client, session.open_by = connection.peer, opening.open_by
+        session.client, session.open_by = connection.address, opening.open_by
         if connection.channel is not None and opening.found != "http":
             # As in etcd, a certificate's user does not count for JSON.
             session.certificate_user = connection.channel.user
@@ -615,7 +615,7 @@ class Connections:
         elif session.is_closing:
             self.close(connection)
             return
-        elif connection.mask != READ or connection.rest:
+        elif connection.mask != READ or connection.pending:
             self._watch_socket(connection)
         if was_blocked and not session.is_blocked:
             session.unblocked()
@@ -637,7 +637,7 @@ class Connections:
         mask = WRITE if session.outbox.is_stuck else 0
         self._unread.pop(connection, None)
         if not connection.is_waiting and self._may_receive(session):
-            if connection.rest:
+            if connection.pending:
                 self._unread[connection] = None
             else:
                 mask |= READ
@@ -674,7 +674,7 @@ def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connectio
         log.warn(
             "closed a connection",
             why="connections hold more than memory-limit, and this is one of the largest",
-            remote_addr=connection.peer,
+            remote_addr=connection.address,
             held_bytes=connection.kept_bytes,
             memory_limit=budget.limit_bytes,
         )

@@ -148,6 +148,7 @@ class Member:
         """When each save that is not durable yet was made."""
         self._tasks: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self._task_done: Callable[[], None] | None = None
+        """What to call when the task under way is done; None if there is none."""
         self._committed: deque[Entry] = deque()
         self._applying: Generator[None, None, None] | None = None
         self._applied_entry: Entry | None = None
@@ -190,7 +191,7 @@ class Member:
     # To the leader.
 
     def _propose_own(self, method: int, request: proto.Message) -> None:
-        # Parts that are made before `writes` get this method.
+        # For the parts that are constructed before `writes` exists.
         self.writes.propose_own(method, request)
 
     def _forward(self, leader: int, term: int, data: bytes, done: Done) -> bool:
@@ -231,7 +232,7 @@ class Member:
         self.raft.report_snapshot(node, is_taken)
 
     def _returned(self, node: int) -> None:
-        # Parts that are made before `hash_check` get this method.
+        # For the part that is constructed before `hash_check` exists.
         self.hash_check.returned(node)
 
     def on_removed(self) -> None:
@@ -645,9 +646,8 @@ class Member:
             try:
                 conf_change = self.state.change_membership(change)
             except EtcdError as failure:
-                log.warn(
-                    "a membership change no longer applies; it has no effect", why=failure.text
-                )
+                what = "a membership change no longer applies; it has no effect"
+                log.warn(what, why=failure.text)
                 if session is not None:
                     session.fail(request_id, method, failure)
                 continue

@@ -69,7 +69,7 @@ SESSION_TICK_S = 0.25
 """How often sessions enforce their deadlines, and a failed accept is repeated."""
 
 LOOK_S = 60.0
-"""How often the files of TLS are looked at for changes; handshakes look at them, too."""
+"""How often the TLS files are checked for changes; each handshake checks them, too."""
 
 SHUTDOWN_S = 10.0
 """A shutdown waits this long for work in flight."""
@@ -117,7 +117,8 @@ class Server:
         )
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
-        self._done: deque[Any] = deque()
+        self._results: deque[Any] = deque()
+        """What the threads have reported; `_take_results` handles it."""
         self._signal = 0
         self._signal_at_s = 0.0
         """The signal that stops the server, 0 before it comes, and when it came."""
@@ -129,7 +130,9 @@ class Server:
         self._next_session_tick = 0.0
         self._next_look = 0.0
         self._ran_at = math.inf
+        """When the loop was last seen to run; see `_look_for_stall`."""
         self._collects_since = 0.0
+        """When the garbage collection under way began."""
         self._watchdog = service_manager.Watchdog()
         self._tick_s = settings.heartbeat_interval_ms / 1000
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -237,7 +240,7 @@ class Server:
         began = clock()
         self._look_for_stall(began, timeout_s)
         connections.serve(ready, began)
-        if self._done:
+        if self._results:
             self._take_results()
         if self._signal and self._stopping_since is None:
             log.info("received signal; shutting down", signal=signal.Signals(self._signal).name)
@@ -340,8 +343,8 @@ class Server:
 
     def _take_results(self) -> None:
         """Handle what the threads have reported."""
-        while self._done:
-            result = self._done.popleft()
+        while self._results:
+            result = self._results.popleft()
             if result is None:
                 self.member.finished()
             elif isinstance(result, Job):
@@ -370,11 +373,9 @@ class Server:
 
     def _give_disk_work(self) -> None:
         member = self.member
-        task = member.take_task()
-        if task is not None:
+        if (task := member.take_task()) is not None:
             self._disk_thread.run(task)
-        released = member.maintenance.released
-        if released is not None:
+        if (released := member.maintenance.released) is not None:
             member.maintenance.released = None
             self._log_thread.release(*released, min(released[0], member.log_begin))
 
@@ -409,7 +410,7 @@ class Server:
 
     def _report(self, result: Any) -> None:
         """Take a result from a thread and wake the loop. Called in that thread."""
-        self._done.append(result)
+        self._results.append(result)
         with suppress(BlockingIOError):  # The pipe is full, so the loop wakes anyway.
             os.write(self._wake_write, b"\0")
 

@@ -102,8 +102,8 @@ _FRAGMENTS = 8
 
 _NO_LIMIT = 1 << 62
 
-_CHORES = 5
-"""Kinds of `_do_chore`."""
+# Chores: what `run` does besides sweeps, in the order of their turns.
+_CHORES = _FORGET_CLOSED, _WAKE_PARKED, _START_FUTURE, _END_COMPACTED, _SYNC = range(5)
 
 BYTES_PER_MATCH = 512
 EVENTS_PER_PREVIOUS = 3
@@ -185,6 +185,7 @@ class _Group:
     def __init__(self, index: _Index, name: int, since: int, options: int) -> None:
         self.index = index
         self.name = name
+        """`since` and `options` in one number."""
         self.since = since
         """The first revision whose events are sent to them."""
         self.options = options
@@ -349,7 +350,7 @@ class WatchHub:
         """The step of a sweep that `run` continues."""
         self._is_chores_turn = False
         self._chore = 0
-        """The kind of the last one."""
+        """The chore that had the last turn."""
         self.timers: Any = SortedList()
         self._timer_number = 0
         self._now = 0.0
@@ -424,29 +425,29 @@ class WatchHub:
     def _do_next_chore(self) -> bool:
         """Move some watches to the state that they belong to; each kind of chore gets its turn.
         Returns whether there was something to do."""
-        for _ in range(_CHORES):
-            self._chore = (self._chore + 1) % _CHORES
+        for _ in _CHORES:
+            self._chore = (self._chore + 1) % len(_CHORES)
             if self._do_chore(self._chore):
                 return True
         return False
 
-    def _do_chore(self, kind: int) -> bool:
-        """Move up to `move_step_watches` watches. Returns whether there is such a chore."""
-        most, behind = self.limits.move_step_watches, self._behind
-        if kind == 0 and self.closing:
+    def _do_chore(self, chore: int) -> bool:
+        """Move up to `move_step_watches` watches. Returns whether the chore had anything to do."""
+        most, behind, future = self.limits.move_step_watches, self._behind, self._future
+        if chore == _FORGET_CLOSED and self.closing:
             watches = self.closing[0].by_id
             for watch in list(islice(watches.values(), most)):
                 watch.stream.forget(watch)
             if not watches:
                 self.closing.popleft()
-        elif kind == 1 and self.waking:
+        elif chore == _WAKE_PARKED and self.waking:
             for stream in list(islice(self.waking, most)):
                 most -= stream.wake_some(most)
-        elif kind == 2 and self._future and self._future.peekitem(0)[0] <= self.revision + 1:
+        elif chore == _START_FUTURE and future and future.peekitem(0)[0] <= self.revision + 1:
             self._start_future()
-        elif kind == 3 and behind and behind.peekitem(0)[0] < self._store.compacted:
+        elif chore == _END_COMPACTED and behind and behind.peekitem(0)[0] < self._store.compacted:
             self._end_compacted(list(islice(behind.peekitem(0)[1], most)))
-        elif kind == 4 and behind and not self.lag and behind.peekitem(-1)[0] > self.revision:
+        elif chore == _SYNC and behind and not self.lag and behind.peekitem(-1)[0] > self.revision:
             # They arrived while the synced watches lagged, and lack nothing now.
             first, watches = behind.peekitem(-1)
             for watch in list(islice(watches, most)):
@@ -489,8 +490,8 @@ class WatchHub:
             if not timers or timers[0][0] > now:
                 break
             watch = timers.pop(0)[2]
-            is_level = watch.state == _SYNCED and self.lag is None
-            if watch.idle and is_level and not watch.sink.blocked:
+            is_current = watch.state == _SYNCED and self.lag is None
+            if watch.idle and is_current and not watch.sink.blocked:
                 header = header or self.header_field()
                 watch.sink.send(header + watch.id_field)
             watch.idle = True
@@ -880,13 +881,13 @@ class WatchHub:
     def _start_future(self) -> None:
         """Move some watches out of future: those whose start revision is next become synced, those
         whose start revision exists now become behind."""
-        level = self.revision + 1
+        next_revision = self.revision + 1
         left = self.limits.move_step_watches
-        while left > 0 and self._future and self._future.peekitem(0)[0] <= level:
+        while left > 0 and self._future and self._future.peekitem(0)[0] <= next_revision:
             start, watches = self._future.peekitem(0)
             for watch in list(islice(watches, left)):
                 self.remove(watch)
-                self.place(watch, _SYNCED if start == level else _BEHIND, start)
+                self.place(watch, _SYNCED if start == next_revision else _BEHIND, start)
                 left -= 1
 
     def start_timer(self, watch: _Watch) -> None:
@@ -978,9 +979,9 @@ class WatchStream:
         self._quota.watches += 1
         hub.key_bytes += key_bytes
         self._respond(watch.id_field + CREATED)
-        level = hub.revision + 1
-        first = request.start_revision or level
-        state = _SYNCED if first == level else _BEHIND if first < level else _FUTURE
+        present = hub.revision
+        first = request.start_revision or present + 1
+        state = _SYNCED if first == present + 1 else _BEHIND if first <= present else _FUTURE
         hub.place(watch, state, first)
         if request.progress_notify:
             hub.start_timer(watch)

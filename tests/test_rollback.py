@@ -298,7 +298,7 @@ def test_a_member_that_returns_is_compared_with_the_leader(
                 read(*where).replace(b"right", b"wrong")
             )
         cluster.world.run(8)
-        assert leader.hash_check.checks == 1 + is_wrong
+        assert leader.hash_check.comparisons == 1 + is_wrong
         assert leader.state.alarms.is_corrupt == is_wrong
     assert (node.member_id, CORRUPT) in leader.state.alarms
 

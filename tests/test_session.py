@@ -324,10 +324,10 @@ def test_many_small_frames_are_processed_in_small_pieces_and_the_rest_of_one_fra
     pings = b"".join(frames.frame(n, frames.PING, 0, bytes(64)) for n in range(2, 902))
     status = METHOD_BY_NAME["Maintenance.Status"].number
     asks = b"".join(frames.frame(n, status, 0, b"") for n in range(1000, 3000))
-    connection.rest = (
+    connection.pending = (
         frames.HANDSHAKE.pack(frames.MAGIC, 1, 1) + frames.frame(1, PUT, 0, put) + pings + asks
     )
-    while connection.rest:
+    while connection.pending:
         connection.receive_piece()
     large = [size for size in sizes if size > PIECE_BYTES]
     assert large and max(large) <= FRAME_PIECE_BYTES

@@ -2,8 +2,8 @@
 
 A member that starts asks the leader for the commit index, with a ReadIndex round (Raft thesis, 6.4)
 of its own, and has caught up once it has applied that index. Until then it is not ready. A second
-round makes sure that the leader knows: it confirms a round after it has received this member's
-acknowledgements. So a learner that is ready can be promoted.
+round makes sure that the leader knows this, because the leader confirms that round only after it
+has received this member's acknowledgements. So a learner that is ready can be promoted.
 
 Until it has caught up, a member still answers serializable reads from its own state, as a slow
 follower does. There are two exceptions, in which a client that comes from another member would see

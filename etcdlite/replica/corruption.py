@@ -38,7 +38,7 @@ RETURNED_S = 2.0
 """A member that returned has this time to apply what the leader has applied."""
 
 RETURNED_PAUSE_S = 60.0
-"""Between two checks of members that returned; each hashes the whole state."""
+"""The pause between two checks of members that returned: each hashes the whole state."""
 
 INITIAL_S = 5.0
 """How long a member that starts waits for the others' hashes."""
@@ -62,11 +62,7 @@ class HashCheck:
     within that time after each compaction."""
 
     def __init__(
-        self,
-        state: State,
-        raft: Raft,
-        others: Others,
-        read_now: Callable[[Read], None],
+        self, state: State, raft: Raft, others: Others, read_now: Callable[[Read], None]
     ) -> None:
         """`read_now` answers a read from the state of this member."""
         self._state = state
@@ -81,14 +77,15 @@ class HashCheck:
         self._returned: dict[int, int] = {}
         """Members that returned, and the index that was committed then."""
         self._due: tuple[float, int, list[int]] | None = None
-        """The next check of such members: its time, the revision and the members."""
+        """The next check of members that returned: its time, the revision and the members."""
         self._checked_at = -math.inf
-        self.checks = 0
-        """How many members were compared."""
+        """When members that returned were last compared."""
+        self.comparisons = 0
+        """How many hashes of other members were compared with this member's."""
         self.initial = InitialCheck(state, others, self._hash)
 
     def returned(self, node: int) -> None:
-        """The process of that member is another one than before."""
+        """That member runs in a new process: compare it once it has caught up."""
         removed = self._state.membership.removed
         self._returned = {one: at for one, at in self._returned.items() if one not in removed}
         self._returned[node] = self._raft.log.committed
@@ -152,9 +149,8 @@ class HashCheck:
         body = proto.HashKVRequest(revision=revision).encode()
         for node in nodes:
             if node in self._others.nodes:
-                self._others.ask(
-                    node, HASH_KV, body, partial(self._compare, own, node), ANSWER_TIMEOUT_S
-                )
+                done = partial(self._compare, own, node)
+                self._others.ask(node, HASH_KV, body, done, ANSWER_TIMEOUT_S)
 
     def _compare(self, own: proto.HashKVResponse, node: int, answer: bytes | EtcdError) -> None:
         if isinstance(answer, EtcdError):
@@ -162,16 +158,14 @@ class HashCheck:
                 what = "a member cannot read its own data; see 'A disk returns wrong data' in the "
                 log.error(what + "documentation", remote_peer_id=f"{node:x}")
             return
-        self.checks += 1
+        self.comparisons += 1
         other = proto.HashKVResponse.decode(answer)
         if _differ(other, own):
             at = f"at revision {own.hash_revision}"
-            self._raise_alarm(node, f"{at} its hash is {other.hash}, the leader's {own.hash}")
-
-    def _raise_alarm(self, node: int, why: str) -> None:
-        log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
-        if self._raft.role == LEADER:
-            self._state.alarms.raise_corrupt(node)
+            why = f"{at} its hash is {other.hash}, the leader's {own.hash}"
+            log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
+            if self._raft.role == LEADER:
+                self._state.alarms.raise_corrupt(node)
 
 
 class InitialCheck:
@@ -185,7 +179,7 @@ class InitialCheck:
         self.is_over = True
         """It is done, or was not asked for: this member may serve clients."""
         self.difference = ""
-        """What it found: then this member must not serve."""
+        """The difference that it found, which forbids this member to serve; "" if none."""
         self._until = 0.0
         self._own: Any = None
         self._asked: set[int] = set()

@@ -106,7 +106,8 @@ class Maintenance:
         self._compaction_began: float | None = None
         self._compaction_dropped = 0
         self._job: Job | None = None
-        self._task_is_out = False
+        self._awaits_task = False
+        """The job goes on when its task has run."""
         self._waiting_defragment: list[Done] = []
         self._defragmenting: list[Done] = []
 
@@ -142,9 +143,9 @@ class Maintenance:
         least_bytes = len(store.index.heads) * store.limits.checkpoint_bytes_per_key
         # Writes that change nothing (a compare that fails) make the log grow, but not the data.
         new_bytes = max(store.bytes_since_checkpoint, self.logged_bytes)
-        is_other = store.storage_version != self._state.cluster_version.version
+        version_differs = store.storage_version != self._state.cluster_version.version
         is_due = new_bytes > max(self.checkpoint_bytes, least_bytes)
-        if self.wants_checkpoint or is_other or is_due:
+        if self.wants_checkpoint or version_differs or is_due:
             self.wants_checkpoint = False
             return self._checkpoint()
         if not self._state.alarms.has_access:
@@ -159,7 +160,7 @@ class Maintenance:
         return (
             bool(store.leftovers)
             or (store.compaction is not None and not store.compaction_is_held)
-            or (self._job is not None and not self._task_is_out)
+            or (self._job is not None and not self._awaits_task)
         )
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -179,7 +180,7 @@ class Maintenance:
                     self._compaction_finished()
                 else:
                     self._compaction_dropped += dropped
-            if self._job is not None and not self._task_is_out:
+            if self._job is not None and not self._awaits_task:
                 self._advance(self._job)
             if is_over():
                 return
@@ -187,16 +188,16 @@ class Maintenance:
     def _advance(self, job: Job) -> None:
         try:
             if (task := next(job)) is not None:
-                self._task_is_out = True
+                self._awaits_task = True
                 self._run_task(task, self._task_finished)
         except StopIteration:
             self._job = self._next_job()
 
     def _task_finished(self) -> None:
-        self._task_is_out = False
+        self._awaits_task = False
 
     def stop(self) -> None:
-        """The store is about to be replaced, and no task is out: leave what is under way."""
+        """Abandon the job: the store is about to be replaced. No task may be running."""
         self._job = None
 
     def restart(self, old: Store) -> None:
@@ -216,8 +217,8 @@ class Maintenance:
 
     def close(self, is_applying: bool) -> None:
         """Write a last checkpoint, so that the next start is quick, and close the store. Blocks;
-        no task may be out. A job under way is abandoned, which is safe at any step. While an entry
-        is applied in part no checkpoint is written."""
+        no task may be running. A job under way is abandoned, which is safe at any step. While an
+        entry is applied in part no checkpoint is written."""
         store = self._state.store
         if not is_applying and store.applied_index != self.checkpoint_index:
             run(self._checkpoint())
@@ -225,7 +226,7 @@ class Maintenance:
 
     def _compaction_finished(self) -> None:
         store = self._state.store
-        # After a start the compaction is gone through again, mostly for nothing.
+        # After a start the last compaction is repeated, and mostly finds nothing to drop.
         assert self._compaction_began is not None
         took_s = self._state.clock() - self._compaction_began
         self._compaction_began = None

@@ -13,6 +13,9 @@ it needs a slot, because it may hold a large unfinished answer: without a free s
 and begins again when it gets one. With a slot it gets one step per turn. A session has at most one
 slot. The number of waiting reads is limited, per session and in all. Hashes are background work.
 
+A late answer is that of a write which is applied, but whose answer is too large for one step. It is
+read in a line like any other, except that it cannot begin again.
+
 While an entry is applied in part, ranges and transactions are answered as of the store's revision:
 the state after the last request that is carried out completely.
 
@@ -120,7 +123,8 @@ class _Line:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.reads: deque[tuple[Steps | None, Read, float]] = deque()
-        """Reads that wait, and since when. Late answers to writes have their steps already."""
+        """(steps, read, since): reads that wait, and when they began to. Only late answers have
+        steps already."""
         self.steps: Steps | None = None
         self.read: Read | None = None
         """The read under way."""
@@ -156,12 +160,12 @@ class Reads:
         self._new_large_bytes = 0
         """The size of those with more than `LARGE_BYTES`."""
         self._large_bytes = 0
-        """The same of all that wait for a round."""
+        """The size of all reads with more than `LARGE_BYTES` that wait for a round, new or not."""
         self.ready: deque[tuple[int, list[Read], float]] = deque()
-        """(index, reads, since): reads that may be answered once this index is applied, and since
-        when they wait; 0 for just now."""
+        """(index, reads, since): reads that may be answered once this index is applied, and when
+        they began to wait; 0 if they did not have to."""
         self._since = 0.0
-        """The same for the reads that are being served."""
+        """When the reads that are being served began to wait; 0 if they did not have to."""
         self._warn_s = options.warn_apply_s
         self.slow: deque[_Line] = deque()
         """Lines in the order of their turns, without those that are held or wait for a slot."""
@@ -264,9 +268,12 @@ class Reads:
             return
         group = Group(now, reads, large_bytes)
         self._waiting.append(group)
-        self._begin_round([group])
+        self._ask([group], now)
 
-    def _begin_round(self, groups: list[Group]) -> None:
+    def _ask(self, groups: list[Group], now: float) -> None:
+        """Begin a round for these groups, the first one or another."""
+        for group in groups:
+            group.asked_at = now
         self._round += 1
         context = self._round.to_bytes(8, "big")
         self._rounds[context] = groups
@@ -276,12 +283,7 @@ class Reads:
     def retry(self) -> None:
         """A leader was elected or can be reached again: begin another round at once."""
         if self._waiting:
-            self._ask_again(list(self._waiting), self._state.clock())
-
-    def _ask_again(self, groups: list[Group], now: float) -> None:
-        for group in groups:
-            group.asked_at = now
-        self._begin_round(groups)
+            self._ask(list(self._waiting), self._state.clock())
 
     def confirmed(self, context: bytes, index: int) -> None:
         """A round is confirmed: its reads are linearizable once `index` is applied."""
@@ -316,7 +318,7 @@ class Reads:
         due = [x for x in self._waiting if x.reads and now - x.asked_at > READ_RETRY_S]
         if due:
             self._state.metrics.slow_read_rounds += 1
-            self._ask_again(due, now)
+            self._ask(due, now)
 
     # Answering.
 
@@ -500,6 +502,7 @@ class Reads:
         """Do a step of a line's first read, and put the line where it has its next turn. Returns
         False if the read must wait until the entry is applied."""
         if line.steps is None and not self._begin(line):
+            # A line that is not held and still has reads waits for the entry, if one is applied.
             return line.is_held or not line.reads or self._as_of is None
         steps, read = line.steps, line.read
         assert steps is not None and read is not None

@@ -130,7 +130,7 @@ class Writes:
         self._lines = WriteLines()
         """What waits because enough is in flight."""
         self._in_flight_bytes = 0
-        self._in_need: set[Any] = set()
+        self._exceeding: set[Any] = set()
         """Connections with a write accepted beyond `MAX_PROPOSED_BYTES` in this turn."""
         self._alarms = state.alarms
         self._metrics = state.metrics
@@ -176,7 +176,7 @@ class Writes:
             self._has_newer = True
         size = len(frame) + REQUEST_BYTES
         proposed_bytes = self._alarms.proposed_bytes + size
-        if proposed_bytes > MAX_PROPOSED_BYTES and not self._is_in_need(session, proposed_bytes):
+        if proposed_bytes > MAX_PROPOSED_BYTES and not self._exceed_limit(session, proposed_bytes):
             self._metrics.proposals_failed += 1
             if session is not None:
                 session.fail(request_id, method, error("RequestTooManyRequests"))
@@ -208,17 +208,17 @@ class Writes:
         self._new.append(waiter)
         self._new_frames.append(frame)
 
-    def _is_in_need(self, session: Session | None, proposed_bytes: int) -> bool:
-        """Whether to accept a write beyond the limit: the others must not keep a session from its
-        only write."""
+    def _exceed_limit(self, session: Session | None, proposed_bytes: int) -> bool:
+        """Returns whether a write may exceed the limit, and notes that: one per turn for a
+        connection without other writes, so that the others cannot keep it from writing."""
         owner = connection(session)
         if (
             owner in self._lines
-            or owner in self._in_need
+            or owner in self._exceeding
             or proposed_bytes > 2 * MAX_PROPOSED_BYTES
         ):
             return False
-        self._in_need.add(owner)
+        self._exceeding.add(owner)
         return True
 
     def propose_message(self, waiter: Waiter) -> None:
@@ -357,7 +357,7 @@ class Writes:
     ) -> tuple[list[Waiter], list[bytes]]:
         """Put writes into lines, and take those for which there is room. The timeout of all of them
         begins `now`, so that one that waited long does not shorten that of the others."""
-        self._in_need.clear()
+        self._exceeding.clear()
         author = None
         for waiter, frame in zip(waiters, frames, strict=True):
             if waiter[2] == methods.AUTHOR:

@@ -47,8 +47,8 @@ READ_GAP_BYTES = 4096
 """Reading this much that is not asked for takes less time than another read."""
 
 MIN_SEGMENT_PAGES = 8
-"""To clean a segment, which is half garbage, must free more pages than the ones that cleaning and
-the checkpoint after it fill."""
+"""Cleaning a segment that is half garbage must free more pages than are filled (`fill_page`) by
+the cleaning and by the checkpoint after it."""
 
 MAX_SEGMENT_BYTES = 1 << 31
 """Beyond this size a segment cannot go on if the next one cannot be made: an offset has 32 bits."""
@@ -89,8 +89,8 @@ class DataFile:
         """Bodies by location, written or read lately. When they are many, they become `older`."""
         self.older: dict[int, bytes] = {}
         self.out: list[bytes] = []
-        """What `flush` writes. `Store.put_all` adds records itself: it changes this, `recent`,
-        `offset` and `recent_bytes`."""
+        """Records that wait for `flush`. `Store.put_all` adds records itself: it changes this,
+        `recent`, `offset` and `recent_bytes`."""
         self.recent_bytes = 0
 
     def path(self, number: int) -> str:
@@ -300,7 +300,7 @@ class DataFile:
                 if word >> 4 == size and crc32(body, word) == crc:
                     bodies.append(body)
                     continue
-            bodies.append(self.read(location, size))  # It says what is wrong.
+            bodies.append(self.read(location, size))  # It raises the right DataDamaged.
 
     def records(
         self, number: int, offset: int, chunk_bytes: int = SCAN_CHUNK_BYTES

@@ -43,6 +43,7 @@ class Contents:
         self.cut: DataDamaged | None = None
         """What made the scan end early, after a crash; None if the data file was whole."""
         self._moved_revision = 0
+        """The revision of the last MOVED record since a mark: only its first one begins it."""
         self._new: dict[bytes, bytes] = {}
         """The heads that the scan has found, until they are entered in the index together."""
 
@@ -243,6 +244,7 @@ class Contents:
             items.pop(key, None)
 
     def _replay_move(self, location: int, body: bytes) -> None:
+        """Point the index to a record's copy, which cleaning has made."""
         index = self.index
         self._settle()
         key, mod = layout.key_and_revision(body)
