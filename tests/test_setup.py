@@ -237,5 +237,5 @@ def test_a_member_is_named_by_its_id_or_its_name(server: ServerFactory) -> None:
     status, text = ask("remove", "zz")
     assert status == 128
     assert 'bad member ID arg (strconv.ParseUint: parsing "zz": invalid syntax' in text
-    assert "no member has that name" in text
+    assert "no member has that name; one that never started has only an ID" in text
     assert "member not found" in ask("remove", "abc")[1], "etcd's error for an ID"

@@ -221,7 +221,8 @@ class Session:
             found = parse_hexadecimal(text)
         except ValueError as error:
             if not named:
-                raise ValueError(f"{error}, and no member has that name") from None
+                why = f"{error}, and no member has that name; one that never started has only an ID"
+                raise ValueError(why) from None
         else:
             if not named or found in [member.ID for member in members]:
                 return found
