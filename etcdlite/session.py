@@ -346,8 +346,8 @@ class Session:
     """One connection's protocol, sans-IO."""
 
     __slots__ = (
-        "certificate_user", "client", "inbox", "is_aborted", "is_closing", "is_open", "open_by",
-        "outbox", "why_aborted",
+        "__weakref__", "certificate_user", "client", "inbox", "is_aborted", "is_closing", "is_open",
+        "open_by", "outbox", "why_aborted",
     )  # fmt: skip
 
     protocol = "none"
