@@ -42,6 +42,9 @@ cluster: $(VENV)/run.stamp
 test: lint scripts $(NPM_CLIENT)
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
+# Kubernetes' and etcd's own tests are among them: tests/api_server/build.sh build/api-server-tests and
+# tests/etcd_suite/build.sh build/etcd-tests make their programs (root, mmdebstrap), which are skipped
+# until then.
 test-long: $(VENV)/test.stamp $(NPM_CLIENT)
 	$(BIN)/pytest -q -m long
 
