@@ -342,7 +342,7 @@ class WatchHub:
         self.closing: deque[WatchStream] = deque()
         """Closed streams whose watches `run` removes."""
         self.waking: dict[WatchStream, None] = {}
-        """Streams with parked watches that `run` moves to behind."""
+        """Streams with parked watches that `run` moves to behind, or with progress to answer."""
         self.awaiting_progress: dict[WatchStream, None] = {}
         """Streams that asked for progress while there is a lag."""
         self._slices = Slices(limits.kept_slices, 4 * limits.slice_bytes)
@@ -423,8 +423,7 @@ class WatchHub:
             self._do_next_chore()
 
     def _do_next_chore(self) -> bool:
-        """Move some watches to the state that they belong to; each kind of chore gets its turn.
-        Returns whether there was something to do."""
+        """Each kind of chore gets its turn. Returns whether there was something to do."""
         for _ in _CHORES:
             self._chore = (self._chore + 1) % len(_CHORES)
             if self._do_chore(self._chore):
@@ -649,6 +648,7 @@ class WatchHub:
                 watch.sink.send(header + watch.id_field + detail)
             if watch.id in watch.stream.by_id:  # Its sink may have closed the stream.
                 watch.stream.forget(watch)
+                self.waking[watch.stream] = None  # Progress comes after what is about to be sent.
 
     # Sweeps.
 
@@ -998,6 +998,7 @@ class WatchStream:
         if watch is not None:
             self._respond(watch.id_field + CANCELED)
             self.forget(watch)
+            self.answer_progress()
 
     def progress(self) -> None:
         """Send the revision up to which all watches of the stream are complete, once they are.
@@ -1024,6 +1025,7 @@ class WatchStream:
             hub.place(watch, _BEHIND, watch.next)
         if self.parked:
             hub.waking[self] = None
+        self.answer_progress()
         return len(watches)
 
     def close(self) -> None:
@@ -1058,8 +1060,6 @@ class WatchStream:
         key_bytes = len(watch.start) + len(watch.end or b"")
         self._key_bytes -= key_bytes
         hub.key_bytes -= key_bytes
-        if self._wants_progress:
-            self.answer_progress()
 
     def answer_progress(self) -> None:
         # A watch in future counts as not synced: with a lower revision than its start revision, a

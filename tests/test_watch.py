@@ -1056,6 +1056,24 @@ def test_a_damaged_record_ends_the_watches_that_need_it_and_no_others(member):
     assert member.hub.watches == 2
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_watch_that_ends_for_a_damaged_record_brings_no_progress_before_events(member, size):
+    stream, inbox = member.open()
+    stream.create(wanted(b"k", prev_kv=True))
+    stream.create(wanted(b"k"))
+    inbox.take()
+    inbox.blocked = True
+    stream.progress()
+    inbox.blocked = False  # It is not woken yet.
+    member.store.damage = 2
+    events = [event for _ in range(3) for event in member.store.write((b"k", b"v" * size))]
+    member.hub.notify(events)
+    member.settle()
+    *served, progress = (body for body in inbox.take() if not body.canceled)
+    assert [revision for revision, _ in seen(served)] == [2, 3, 4]
+    assert (progress.watch_id, progress.header.revision) == (-1, 4)
+
+
 def test_what_is_applied_but_not_notified_yet_comes_once(member):
     member.put(b"k")
     stream, inbox = member.open()
