@@ -343,6 +343,30 @@ def test_a_cancellation_while_a_client_connects_is_not_lost(
     asyncio.run(cancel_when_connected())
 
 
+def test_input_that_comes_after_a_handshake_was_given_up_is_ignored() -> None:
+    """uvloop may still pass on what it had read."""
+    written: list[bytes] = []
+    channel = SimpleNamespace(
+        receive=lambda data: b"", output=lambda: b"more", is_established=False, has_output=False
+    )
+
+    async def give_up() -> None:
+        dial = SimpleNamespace(
+            server="s", silence_s=1.0, drained=asyncio.Event(), channel=lambda: channel
+        )
+        given_up = aio._TaskLink(dial, asyncio.get_running_loop())  # type: ignore[arg-type]
+        with socket.socket() as sock:
+            info = {"socket": sock}
+            given_up.connection_made(
+                SimpleNamespace(write=written.append, abort=list, get_extra_info=info.get)
+            )
+            given_up.close("the client was closed")
+            given_up.data_received(b"late")
+
+    asyncio.run(give_up())
+    assert written == [b"more"]
+
+
 def test_nobody_there_is_said_of_every_endpoint(connect: Connect) -> None:
     one, two = free_endpoint(), free_endpoint()
     client = connect(one, two)

@@ -236,7 +236,7 @@ class _TaskLink(Link, asyncio.Protocol):
             # In one write with the end of the handshake. If the server refuses that, a second write
             # would fail before the reason is read.
             self._flush_now()
-        else:
+        elif self._transport is not None:
             self._transport.write(channel.output())
 
     def connection_lost(self, error: Exception | None) -> None:
