@@ -283,8 +283,9 @@ class Member:
         if self.state.awaits_space:
             self.leadership.hand_over()
         self.state.awaits_space = False
-        if self.incoming.offer is None and self.raft.log.offset <= self.state.store.applied_index:
-            self.state.alarms.measure(now)  # Not with a snapshot beside the data it will replace.
+        awaits_snapshot = self.raft.log.offset > self.state.store.applied_index
+        awaits_snapshot = awaits_snapshot or self.incoming.offer is not None
+        self.state.alarms.tick(now, awaits_snapshot, self.reads.read if self.raft.leader else None)
         self.rollback.tick(now)
         if self.rollback.is_over:
             self.raft.tick()

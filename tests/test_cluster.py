@@ -877,6 +877,28 @@ def test_a_member_that_exceeds_its_quota_by_the_writes_of_others_stops_them(
     assert (small.member_id, NOSPACE) in cluster.leader.member.state.alarms
 
 
+def test_a_member_that_was_away_while_its_cluster_exceeded_the_quota_raises_no_alarm() -> None:
+    cluster = Cluster(quota_bytes=50_000)
+    client, world, leader = cluster.client, cluster.world, cluster.leader
+    away = cluster.followers[0]
+    away.crash()
+    for _ in range(6):
+        client.send(leader, "KV.Put", key=b"k", value=bytes(10_000))
+    world.run(1)
+    alarms = leader.member.state.alarms
+    raised = sorted(alarms)
+    assert {kind for _, kind in raised} == {NOSPACE}
+    client.ask(leader, "KV.Compact", revision=leader.member.state.store.revision)
+    for node, kind in raised:
+        client.ask(leader, "Maintenance.Alarm", action=2, memberID=node, alarm=kind)
+    world.run(1)
+    assert not alarms.kinds, "by a compaction that goes on"
+    away.start()
+    caught_up(cluster, away)
+    world.run(1)
+    assert not alarms.kinds
+
+
 def test_a_write_after_an_alarm_is_disarmed_is_not_refused_by_a_member_behind(
     cluster: Cluster,
 ) -> None:
@@ -1119,6 +1141,27 @@ def test_a_snapshot_for_which_there_is_little_space_stops_no_writes(
         assert max(parts) == 0
         assert away.member.catch_up.is_behind
         monkeypatch.undo()
+    caught_up(cluster, away)
+
+
+def test_a_job_without_space_beside_a_snapshot_stops_no_writes() -> None:
+    cluster, leader, away = behind(limits=Limits(snapshot_bytes_per_s=128 << 10))
+    world = cluster.world
+    away.start()
+    world.run_until(lambda: away.member.incoming.offset > 100_000)
+    answers: list[Any] = []
+
+    def fill(operation: str, path: str) -> None:
+        if operation in ("create", "pwrite") and path.startswith("data/member/data/"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(away.disk, "watcher", fill)
+        away.member.maintenance.defragment(answers.append)
+        world.run(1)
+    assert [answer.name for answer in answers] == ["NoSpace"]
+    cluster.client.put(leader, b"k")
+    assert not leader.member.state.alarms.kinds
     caught_up(cluster, away)
 
 

@@ -17,11 +17,12 @@ import os
 from collections.abc import Callable, Iterator
 
 from etcdlite import log, proto
-from etcdlite.errors import error
-from etcdlite.methods import ALARM_METHOD
+from etcdlite.errors import EtcdError, error
+from etcdlite.methods import ALARM_METHOD, KEEP_ALIVE
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.permissions import remedy
+from etcdlite.request import Asked, Read
 from etcdlite.storage.disk import FILE_SIZE_REMEDY
 from etcdlite.storage.layout import ALARM
 
@@ -65,6 +66,9 @@ class Alarms:
         self._segment_bytes = options.segment_bytes
         self._wal_dir = options.wal_dir
         self._wal_segment_bytes = options.wal_segment_bytes
+        self._awaits_snapshot = False
+        """A snapshot lies beside the data that it will replace. Until then no alarm is raised."""
+        self._checks_quota = False
         self.has_access = True
         """Whether the directories could be looked at. If not, no file in them can be opened."""
         self.proposed_bytes = 0
@@ -92,7 +96,6 @@ class Alarms:
         }
         self._note_kinds()
         self._measure_disk()
-        self._measure_left()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._active)
@@ -122,7 +125,8 @@ class Alarms:
     def raise_nospace(self, failure: OSError | None = None) -> None:
         """Tell the cluster that this member is out of space; `failure` showed it."""
         now = self._clock()
-        if (self._member_id, NOSPACE) in self._active or now < self._raised_at + RAISE_AGAIN_S:
+        is_raised = (self._member_id, NOSPACE) in self._active
+        if self._awaits_snapshot or is_raised or now < self._raised_at + RAISE_AGAIN_S:
             return
         self._raised_at = now
         quota_left = self.quota_bytes - self._store.size_in_use_bytes
@@ -175,6 +179,29 @@ class Alarms:
         encoded: bytes = proto.AlarmResponse(alarms=members).encode()
         return encoded
 
+    def tick(self, now: float, awaits_snapshot: bool, read: Callable[[Read], None] | None) -> None:
+        """Measure the space unless a snapshot takes some until it replaces the data. `read` makes a
+        linearizable read; None: there is no leader for it."""
+        self._awaits_snapshot = awaits_snapshot
+        if awaits_snapshot:
+            return
+        self.measure(now)
+        if read is not None and self._exceeds_quota and not self._checks_quota:
+            self._checks_quota = True  # Writes that other members took may have exceeded it.
+            read((Asked(self._check_quota), 0, KEEP_ALIVE, None))
+
+    @property
+    def _exceeds_quota(self) -> bool:
+        """No compaction is about to free space, and the alarm is not raised yet."""
+        is_raised = (self._member_id, NOSPACE) in self._active
+        return self.space_left <= 0 and not is_raised and self._store.compaction is None
+
+    def _check_quota(self, answer: object) -> None:
+        """Raise the alarm if the present state exceeds the quota, not only one of the past."""
+        self._checks_quota = False
+        if not isinstance(answer, EtcdError) and self._exceeds_quota:
+            self.raise_nospace()
+
     def measure(self, now: float) -> None:
         """Bring `space_left` up to date; the file system is asked at most once in `MEASURE_DISK_S`.
         The alarm is raised early, before the file system is full. Raises OSError if a directory was
@@ -183,7 +210,7 @@ class Alarms:
             self._disk_measured_at = now
             self._measure_disk()
         self._measure_left()
-        if self.space_left <= 0:  # Others may have taken writes for which they have the space.
+        if self.disk_left_bytes <= 0:
             self.raise_nospace()
 
     def _measure_disk(self) -> None:
@@ -203,6 +230,7 @@ class Alarms:
             what = "the data is closed to this process, which ends when it must open a file"
             to_do = remedy(failure, str(failure.filename))
             log.error(what, "access", 0.1, error=str(failure), next=to_do)
+        self._measure_left()
 
     def _left_at(self, path: str, segment_bytes: int) -> int:
         """Free space beyond the reserve, for segments that take this much at once."""
@@ -223,7 +251,6 @@ class Alarms:
         self._unmeasured_bytes += size_bytes
         if self._unmeasured_bytes > MEASURE_BYTES:
             self._measure_disk()
-            self._measure_left()
 
 
 def alarm_name(kind: int) -> str:

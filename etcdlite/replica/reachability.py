@@ -22,11 +22,7 @@ class Reachability:
     """The check before a second voter is added."""
 
     def __init__(
-        self,
-        state: State,
-        options: Options,
-        is_called_by: Callable[[int], bool],
-        run_task: RunTask,
+        self, state: State, options: Options, is_called_by: Callable[[int], bool], run_task: RunTask
     ) -> None:
         """`is_called_by` tells whether another member has a connection open to this one."""
         self._state = state
