@@ -108,7 +108,13 @@ class Channels:
                 except Explained as failure:
                     log.warn(str(failure), f"made {prefix}", EXPIRY_LINES_PER_S)
             credentials.look(is_asked)
-        self._warn_of_expiry()
+        now = unix_s()
+        for path, ends_at in self.expiries.items():
+            if ends_at - now < WARNED_BEFORE_S:
+                days = int((ends_at - now) // 86400)
+                text = f"ends in {days} days" if ends_at > now else "has expired"
+                key = f"expiry {path}"
+                log.warn(f"a certificate {text}: renew it", key, EXPIRY_LINES_PER_S, file=path)
 
     @property
     def expiries(self) -> dict[str, float]:
@@ -117,15 +123,6 @@ class Channels:
         for credentials in list(self._credentials.values()):
             found.update(credentials.expiries)
         return found
-
-    def _warn_of_expiry(self) -> None:
-        now = unix_s()
-        for path, ends_at in self.expiries.items():
-            if ends_at - now < WARNED_BEFORE_S:
-                days = int((ends_at - now) // 86400)
-                text = f"ends in {days} days" if ends_at > now else "has expired"
-                key = f"expiry {path}"
-                log.warn(f"a certificate {text}: renew it", key, EXPIRY_LINES_PER_S, file=path)
 
     def _credentials_of(self, prefix: str) -> Any:
         with self._lock:

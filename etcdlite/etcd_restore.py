@@ -30,7 +30,6 @@ from etcdlite.proto import DecodeError, varint
 from etcdlite.snap import Report, SnapshotError, digests
 from etcdlite.storage import layout
 from etcdlite.storage.disk import Disk
-from etcdlite.storage.index import Index
 from etcdlite.storage.layout import PUT, TOMBSTONE
 from etcdlite.storage.recovery import Contents
 
@@ -294,7 +293,10 @@ class EtcdBackup:
                 data.garbage[data.active] += len(block)
             contents.append_change(change.kind, change.body)
             if change.lease and KEY.pack(change.lease) not in self._leases:
-                _detach(index, change.body)
+                # Take the lease from the key, so that the key does not expire.
+                key, _ = layout.key_and_revision(change.body)
+                mod, create, version, location, _, length = index.heads[key]
+                index.heads[key] = (mod, create, version, location, 0, length)
             data.flush_part()
             last = revision
             unmarked += 1
@@ -342,10 +344,3 @@ def _change(revision: int, sub: int, is_delete: bool, value: bytes) -> Change:
         raise ValueError(f"the value of revision {revision}.{sub} is that of another revision")
     body = encode_key_value(kv.key, varint(create), varint(revision), version, kv.value, lease)
     return Change(revision, sub, PUT, body, lease)
-
-
-def _detach(index: Index, body: bytes) -> None:
-    """Take the lease from the key of the newest record, so that the key does not expire."""
-    key, _ = layout.key_and_revision(body)
-    mod, create, version, location, _, length = index.heads[key]
-    index.heads[key] = (mod, create, version, location, 0, length)

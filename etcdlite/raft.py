@@ -768,11 +768,6 @@ class Raft:
 
     # Membership.
 
-    def _step_down_if_removal_is_known(self) -> None:
-        known = sum(self.progress[node].committed >= self._removal_index for node in self.voters)
-        if known > len(self.voters) // 2:
-            self._become_follower(self.term, 0)
-
     def _track_members(self) -> None:
         for node in self.voters | self.learners:
             if node not in self.progress:
@@ -966,8 +961,10 @@ class Raft:
             self._finish_round_if_confirmed()
             self._start_round_if_due()
         progress.committed = max(progress.committed, message.commit)
-        if self._removal_index:
-            self._step_down_if_removal_is_known()
+        if self._removal_index:  # The removal of this leader: it steps down once that is known.
+            indices = [self.progress[voter].committed for voter in self.voters]
+            if sum(index >= self._removal_index for index in indices) > len(indices) // 2:
+                self._become_follower(self.term, 0)
 
     def _on_read_index(self, message: Message) -> None:
         if len(self._reads_waiting) < MAX_WAITING_READS:

@@ -300,7 +300,11 @@ class Server:
         if self._stopping_since is not None or not is_checked:
             return
         if member.catch_up.is_joining:
-            self._wait_for_data()
+            if not log.limited("joining", 0.1):
+                why = "waiting for the data of the cluster before serving clients"
+                store, needed = member.state.store, member.catch_up.needed_index
+                log.info(why, applied_index=store.applied_index, needed_index=needed or "?")
+                service_manager.extend_start(why)
             return
         if check.difference:
             raise datadir.StartError(
@@ -319,13 +323,6 @@ class Server:
         self._serves = True
         self._become_ready()
 
-    def _wait_for_data(self) -> None:
-        if not log.limited("joining", 0.1):
-            why = "waiting for the data of the cluster before serving clients"
-            store, needed = self.member.state.store, self.member.catch_up.needed_index
-            log.info(why, applied_index=store.applied_index, needed_index=needed or "?")
-            service_manager.extend_start(why)
-
     def _become_ready(self) -> None:
         """Report readiness if there is a leader and this member has applied what was committed when
         it started. Without a leader hardly any request can be served."""
@@ -334,12 +331,6 @@ class Server:
             own_id = f"{self.member.identity.member_id:x}"
             log.info("ready to serve client requests", local_member_id=own_id)
             service_manager.notify("READY=1\nSTATUS=serving")
-
-    def _tell_why_not_ready(self) -> None:
-        if not log.limited("waiting for a leader", 0.1):
-            missing = self.member.leadership.missing_voters()
-            if missing or self.member.raft.leader:
-                service_manager.extend_start(missing or "catching up with the leader")
 
     def _take_results(self) -> None:
         """Handle what the threads have reported."""
@@ -434,8 +425,11 @@ class Server:
         if self._must_reload:
             self._must_reload = False
             self._reload_log()
-        if self._serves and not self._is_ready:
-            self._tell_why_not_ready()
+        is_waiting = self._serves and not self._is_ready
+        if is_waiting and not log.limited("waiting for a leader", 0.1):
+            missing = self.member.leadership.missing_voters()
+            if missing or self.member.raft.leader:
+                service_manager.extend_start(missing or "catching up with the leader")
         if self.member.rollback.refusal and self._stopping_since is None:
             raise datadir.StartError(self.member.rollback.refusal.removeprefix("etcdlite: "))
         removed_since = self.member.removed_since

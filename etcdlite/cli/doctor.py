@@ -58,15 +58,11 @@ def _gather(session: Session) -> Facts:
         machine.probe_disk(facts.unscraped_machine)
     if here is not None:
         unseen += here.unseen
-    if not _shows_backups(facts):
-        unseen.append("backups (no member reports one; see etcdlite-backup.timer)")
-    return facts._replace(now_s=time.time(), unseen=tuple(unseen))
-
-
-def _shows_backups(facts: Facts) -> bool:
     names = backup_status.NAMES
     is_told = any(series.all(name) for _, series in facts.scraped for name in names)
-    return is_told or (facts.machine is not None and bool(facts.machine.backup))
+    if not is_told and (facts.machine is None or not facts.machine.backup):
+        unseen.append("backups (no member reports one; see etcdlite-backup.timer)")
+    return facts._replace(now_s=time.time(), unseen=tuple(unseen))
 
 
 def _lags(roster: Roster, members: list[Seen]) -> dict[str, int]:

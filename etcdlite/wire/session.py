@@ -134,7 +134,11 @@ class Opening(Session):
             self.found = _AGREED[self.agreed]
         elif MAGIC.startswith(first[: len(MAGIC)]) and not self._only_http:
             if self._wants_secret and not self._is_inside:
-                self._refuse_plain()
+                why = "the client has no secret, this server wants one: name the client-secret-file"
+                about = {"why": why, "remote_addr": self.client}
+                log.warn("refused a client", "client without a secret", **about)
+                self.outbox.append(SECRET_REFUSAL)  # It tells the client what is missing.
+                self.is_closing = True
             else:
                 self.found = "native"
         elif self._is_inside:
@@ -157,10 +161,3 @@ class Opening(Session):
         elif len(first) >= SNIFF_BYTES:
             is_grpc = PREFACE.startswith(first[: len(PREFACE)])
             self.found = "grpc" if is_grpc else "http"
-
-    def _refuse_plain(self) -> None:
-        """A client of the native protocol comes without a channel: it is told what is missing."""
-        why = "the client has no secret, this server wants one: name the client-secret-file"
-        log.warn("refused a client", "client without a secret", why=why, remote_addr=self.client)
-        self.outbox.append(SECRET_REFUSAL)
-        self.is_closing = True
