@@ -425,21 +425,20 @@ class Raft:
 
     def tick(self) -> None:
         """One unit of time has passed."""
-        config = self.config
         self._election_elapsed += 1
         if self.role != LEADER:
             if self._election_elapsed >= self._election_timeout and self._is_promotable():
                 self._election_elapsed = 0
                 self.campaign()
             return
-        if self._election_elapsed >= config.election_ticks:
+        if self._election_elapsed >= self.config.election_ticks:
             self._election_elapsed = 0
             self._transferee = 0  # It had its time; proposals are taken again.
             self._check_quorum()
             if self.role != LEADER:
                 return
         self._heartbeat_elapsed += 1
-        if self._heartbeat_elapsed >= config.heartbeat_ticks:
+        if self._heartbeat_elapsed >= self.config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
             self._broadcast_heartbeat()
 
@@ -759,8 +758,11 @@ class Raft:
 
     def _check_quorum(self) -> None:
         """Step down if no quorum was active for an election timeout (thesis 6.2)."""
-        active = sum(self.progress[node].recent_active for node in self.voters - {self.id})
+        others = self.voters - {self.id}
+        active = sum(self.progress[node].recent_active for node in others)
         if active + (self.id in self.voters) < len(self.voters) // 2 + 1:
+            # Where only the answers are lost, the others would wait for another election timeout.
+            self._send(TIMEOUT_NOW, max(others, key=lambda node: self.progress[node].match))
             self._become_follower(self.term, 0)
             return
         for progress in self.progress.values():
