@@ -285,7 +285,8 @@ class Member:
         self.state.awaits_space = False
         awaits_snapshot = self.raft.log.offset > self.state.store.applied_index
         awaits_snapshot = awaits_snapshot or self.incoming.offer is not None
-        self.state.alarms.tick(now, awaits_snapshot, self.reads.read if self.raft.leader else None)
+        ask = self.reads.once_current if self.raft.leader else None
+        self.state.alarms.tick(now, awaits_snapshot, ask)
         self.rollback.tick(now)
         if self.rollback.is_over:
             self.raft.tick()

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 
 from etcdlite import log, proto
 from etcdlite.errors import EtcdError, error
-from etcdlite.methods import ALARM_METHOD, KEEP_ALIVE
+from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.permissions import remedy
-from etcdlite.request import Asked, Read
+from etcdlite.request import Done
 from etcdlite.storage.disk import FILE_SIZE_REMEDY
 from etcdlite.storage.layout import ALARM
 
@@ -179,16 +179,16 @@ class Alarms:
         encoded: bytes = proto.AlarmResponse(alarms=members).encode()
         return encoded
 
-    def tick(self, now: float, awaits_snapshot: bool, read: Callable[[Read], None] | None) -> None:
-        """Measure the space unless a snapshot takes some until it replaces the data. `read` makes a
-        linearizable read; None: there is no leader for it."""
+    def tick(self, now: float, awaits_snapshot: bool, ask: Callable[[Done], None] | None) -> None:
+        """Measure the space unless a snapshot takes some until it replaces the data. `ask`:
+        `Reads.once_current`; None if there is no leader."""
         self._awaits_snapshot = awaits_snapshot
         if awaits_snapshot:
             return
         self.measure(now)
-        if read is not None and self._exceeds_quota and not self._checks_quota:
+        if ask is not None and self._exceeds_quota and not self._checks_quota:
             self._checks_quota = True  # Writes that other members took may have exceeded it.
-            read((Asked(self._check_quota), 0, KEEP_ALIVE, None))
+            ask(self._check_quota)
 
     @property
     def _exceeds_quota(self) -> bool:

@@ -45,7 +45,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Read, Session, Shares, Steps, fail_all, warn_slow
+from etcdlite.request import Asked, Done, Read, Session, Shares, Steps, fail_all, warn_slow
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -176,7 +176,7 @@ class Reads:
         self._state = state
         self._raft = raft
         self._access = access
-        access.when_current = self._when_current
+        access.when_current = lambda do, size: self.once_current(lambda _: do(), size)
         access.when_known = self._when_known
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
@@ -250,8 +250,9 @@ class Reads:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
         self.ready.append((0, [(session, request_id, methods.KEEP_ALIVE, (author, lease_id))], 0.0))
 
-    def _when_current(self, do: Callable[[], None], size_bytes: int) -> None:
-        self.read((Asked(lambda answer: do()), 0, methods.KEEP_ALIVE, None), size_bytes)
+    def once_current(self, done: Done, size_bytes: int = 0) -> None:
+        """As `read`, only to call `done` once all that is committed now is applied here."""
+        self.read((Asked(done), 0, methods.KEEP_ALIVE, None), size_bytes)
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), 0, author, 0)

@@ -286,8 +286,7 @@ def _on_leader(
 def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
-    asked = Asked(received.then(do))
-    member.reads.read((asked, 0, methods.KEEP_ALIVE, None), len(received.frame))
+    member.reads.once_current(received.then(do), len(received.frame))
 
 
 def _as_of_now(
@@ -427,8 +426,7 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
     else:
         # A read confirms that this member still leads and has applied all that was acknowledged. A
         # leader that was paused must not renew a lease that another leader has let expire.
-        confirmed = Asked(partial(_leadership_confirmed, member, renewal, body, done))
-        member.reads.read((confirmed, 0, methods.KEEP_ALIVE, None))
+        member.reads.once_current(partial(_leadership_confirmed, member, renewal, body, done))
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
