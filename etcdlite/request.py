@@ -62,7 +62,7 @@ Waiter = tuple["Session | None", int, int, Any]
 """(session or None, request id, method, decoded request)"""
 
 Checked = tuple["Requester | None", int, int, Any]
-"""A `Waiter`, or a call that is answered in another way, whose rights are checked."""
+"""As a `Waiter`, for a check of rights: the first may be anything that says who asks."""
 
 Read = tuple[Session, int, int, Any]
 """A `Waiter` that has a session."""

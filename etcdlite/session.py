@@ -370,7 +370,7 @@ class Session:
         self.client = ""
         """The address of the other side, for the log."""
         self.certificate_user = ""
-        """The user whom the other side's verified certificate names, if that logs a user in."""
+        """The user named in the other side's verified certificate; "" if that logs nobody in."""
         self.outbox = Outbox(self, on_output, clock, limits.high_water_bytes)
         self.inbox = Inbox(clock)
         self.is_open = False

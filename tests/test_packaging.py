@@ -394,7 +394,7 @@ def test_the_versions_agree():
 
 
 def test_an_installation_waits_for_another_apt(tmp_path):
-    """apt-get update is refused three times; an installation waits by itself, if it is told to."""
+    """apt-get update fails three times and is repeated. apt-get install is told to wait itself."""
     (tmp_path / "sleep").write_text("#!/bin/sh\necho sleep $1 >> done\n")
     (tmp_path / "apt-get").write_text(
         "#!/bin/sh\necho apt-get $* >> done\n"

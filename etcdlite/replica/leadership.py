@@ -110,7 +110,7 @@ class Leadership:
         self._handed_over_at = -math.inf
         """When this member last began a transfer of its own accord."""
         self._transfers: list[tuple[float, int, Done]] = []
-        """Pending transfers: (start time, target, session, request id, method)."""
+        """Pending transfers: (start time, target, whom to answer)."""
 
     def changed(self, leader: int) -> None:
         """Consensus has a new leader; 0 for none."""
