@@ -241,7 +241,7 @@ def range_steps(
         read = _listed_steps if _order(request) in ("", "key") else _sorted_steps
         count, found = yield from read(store, request, revision, answer)
         answer.pieces.append(_tail(0 < request.limit < found, count))
-        if answer.size_bytes > store.limits.step_bytes:
+        if answer.size_bytes > store.limits.whole_answer_bytes:
             return (yield from join_steps(answer.pieces, store.limits))
         return b"".join(answer.pieces)
     finally:

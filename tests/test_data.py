@@ -230,24 +230,42 @@ def test_many_records_are_read_at_once_wherever_they_are(seed: int) -> None:
         assert bodies_of(cold, some) == [right[record] for record in some]
 
 
-def test_records_side_by_side_take_one_read_and_are_not_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each read of a file asks for, from now on."""
+    sizes: list[int] = []
+    pread = FaultyFile.pread
+
+    def counted(file: FaultyFile, size_bytes: int, offset: int) -> bytes:
+        sizes.append(size_bytes)
+        return pread(file, size_bytes, offset)
+
+    monkeypatch.setattr(FaultyFile, "pread", counted)
+    return sizes
+
+
+def test_records_side_by_side_take_one_read_and_are_not_kept(reads: list[int]) -> None:
     data = new()
     records = [(data.append(PUT, bytes([n]) * 100), 100) for n in range(100)]
     data.flush()
     cold = reopened(data)
-    reads: list[int] = []
-    pread = FaultyFile.pread
-
-    def counted(file: FaultyFile, size_bytes: int, offset: int) -> bytes:
-        reads.append(size_bytes)
-        return pread(file, size_bytes, offset)
-
-    monkeypatch.setattr(FaultyFile, "pread", counted)
+    reads.clear()
     assert bodies_of(cold, records) == [bytes([n]) * 100 for n in range(100)]
     assert reads == [100 * 108]
     assert not cold.recent
+
+
+def test_a_list_that_fits_into_memory_is_read_once(reads: list[int]) -> None:
+    """Also if only the recent and the older records together have room for it."""
+    limits = Limits(recent_bytes=30_000)
+    data = new(limits=limits)
+    scattered = [(data.append(PUT, bytes([n]) * 100), 100) for n in range(200)][::-1]
+    data.flush()
+    cold = DataFile(data.disk, DIRECTORY, 1 << 20, limits)
+    cold.open_segments()
+    for _ in range(3):
+        assert bodies_of(cold, scattered) == [bytes([n]) * 100 for n in reversed(range(200))]
+    assert cold.older and len(reads) == 200
 
 
 def test_a_damaged_record_among_many_is_an_error_that_says_where() -> None:

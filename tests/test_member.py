@@ -1124,7 +1124,8 @@ def test_random_life_is_told_the_same_after_every_restart() -> None:
 
 def test_an_answer_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One client's large range must not end the process."""
-    rig = filled(300, bytes(3000))
+    limits = DEFAULT_LIMITS._replace(whole_answer_bytes=DEFAULT_LIMITS.step_bytes)
+    rig = filled(300, bytes(3000), limits=limits)
     everything = proto.RangeRequest(key=b"\0", range_end=b"\0")
 
     def join(*_: Any) -> Any:

@@ -254,28 +254,25 @@ class DataFile:
         at, count = 0, len(records)
         while at < count:
             location, size_bytes = records[at]
-            body = self.recent.get(location)
             stop = at + 1
-            if body is None:
-                # A segment that is gone or not active has no limit here; `read` finds out.
-                number = location >> 32
-                limit = self.base | self.flushed if number == self.active else (number + 1) << 32
-                limit = min(limit, location + READ_BYTES)
-                end = location + size_bytes + RECORD_HEADER_BYTES
-                while stop < count:
-                    following, size = records[stop]
-                    next_end = following + size + RECORD_HEADER_BYTES
-                    if not (end <= following <= end + READ_GAP_BYTES and next_end <= limit):
-                        break
-                    end = next_end
-                    stop += 1
-                if stop > at + 1 and number in self.files:
-                    self._read_run(records[at:stop], end - location, bodies)
-                    at = stop
-                    continue
-                body = self.read(location, size_bytes)
+            if body := self.recent.get(location) or self.older.get(location):
+                bodies.append(body)
+                at = stop
+                continue
+            end = location + size_bytes + RECORD_HEADER_BYTES
+            limit = location + READ_BYTES
+            while stop < count:
+                following, size = records[stop]
+                next_end = following + size + RECORD_HEADER_BYTES
+                if not (end <= following <= end + READ_GAP_BYTES and next_end <= limit):
+                    break
+                end = next_end
+                stop += 1
+            if stop > at + 1 and location >> 32 in self.files:
+                self._read_run(records[at:stop], end - location, bodies)
+            else:
+                bodies.append(self.read(location, size_bytes))
                 stop = at + 1
-            bodies.append(body)
             at = stop
         return bodies
 
