@@ -23,7 +23,6 @@ from typing import Any
 
 from etcdlite import errors, methods
 from etcdlite.plain_txn import GET, PlainTxn
-from etcdlite.wall_clock import unix_s
 
 MAX_CLIENT_VERSIONS = 32
 MAX_VERSION_CHARS = 64
@@ -296,7 +295,3 @@ class Metrics:
         self.log_write_s.observe(write_s)
         self.log_sync_s.observe(took_s)
         self.log_bytes = written_bytes
-
-    def compaction_finished(self, took_s: float) -> None:
-        self.compaction_ms.observe(took_s * 1000)
-        self.last_compaction_s = unix_s()

@@ -557,11 +557,6 @@ class Store:
         return self.compacted if layout.COMPACTED in self.buckets else -1
 
     @property
-    def oldest_read(self) -> int:
-        """No read needs the history before this revision."""
-        return min((self.compacted, *self.pinned))
-
-    @property
     def compaction_is_held(self) -> bool:
         """The compaction must wait: a read that began earlier needs what it would drop, or a
         checkpoint is being packed, and its garbage counts must fit the versions in it."""

@@ -330,11 +330,6 @@ class Inbox:
         """Set the deadline for the awaited input."""
         self.deadline = self._clock() + timeout_s
 
-    def start_deadline(self, now: float) -> None:
-        """Start the time of the input kept since the last tick."""
-        self.deadline = now + partial_timeout_s(self.needed_bytes)
-        self.starts_deadline = False
-
     def clear(self) -> None:
         self._pieces.clear()
         self.waiting_bytes = 0
@@ -448,7 +443,8 @@ class Session:
                 # The rest of the frame is not read until this output is sent.
                 inbox.starts_deadline = bool(inbox.waiting_bytes)
         if inbox.starts_deadline:
-            inbox.start_deadline(now)
+            inbox.deadline = now + partial_timeout_s(inbox.needed_bytes)
+            inbox.starts_deadline = False
         elif now > inbox.deadline or (not self.is_open and self._opens_late(now)):
             self.input_is_late()
 

@@ -143,15 +143,12 @@ class Alarms:
             next=f"{to_do}, then etcdlite-ctl alarm disarm",
             data_dir=self._store.directory,
         )
-        self._raise(self._member_id, NOSPACE)
+        self.raise_alarm(self._member_id, NOSPACE)
 
-    def raise_corrupt(self, node: int) -> None:
-        """Tell the cluster that a member differs from the leader."""
-        if (node, CORRUPT) not in self._active:
-            self._raise(node, CORRUPT)
-
-    def _raise(self, node: int, kind: int) -> None:
-        self._propose(ALARM_METHOD, proto.AlarmRequest(action=1, memberID=node, alarm=kind))
+    def raise_alarm(self, node: int, kind: int) -> None:
+        """Tell the cluster that a member is out of space, or differs from the leader."""
+        if (node, kind) not in self._active:
+            self._propose(ALARM_METHOD, proto.AlarmRequest(action=1, memberID=node, alarm=kind))
 
     def apply(self, request: proto.AlarmRequest) -> bytes:
         """Apply an AlarmRequest. Returns the response without its header."""

@@ -28,6 +28,7 @@ from etcdlite import log, proto
 from etcdlite.errors import EtcdError
 from etcdlite.methods import HASH_KV
 from etcdlite.raft import LEADER, Raft
+from etcdlite.replica.alarms import CORRUPT
 from etcdlite.replica.state import State
 from etcdlite.request import Asked, Done, Read
 
@@ -165,7 +166,7 @@ class HashCheck:
             why = f"{at} its hash is {other.hash}, the leader's {own.hash}"
             log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
             if self._raft.role == LEADER:
-                self._state.alarms.raise_corrupt(node)
+                self._state.alarms.raise_alarm(node, CORRUPT)
 
 
 class InitialCheck:

@@ -29,6 +29,7 @@ from etcdlite.storage import checkpoint, cleaning
 from etcdlite.storage.disk import NO_SPACE
 from etcdlite.storage.layout import SEGMENT_HEADER, DataDamaged
 from etcdlite.storage.steps import Job, discard, run
+from etcdlite.wall_clock import unix_s
 
 DEFRAGMENT_SHARE = 0.05
 """Segments with less garbage than this are not worth a defragmentation."""
@@ -109,7 +110,7 @@ class Maintenance:
         self._awaits_task = False
         """The job goes on when its task has run."""
         self._waiting_defragment: list[Done] = []
-        self._defragmenting: list[Done] = []
+        self.defragmenting: list[Done] = []
 
     # From requests.
 
@@ -210,8 +211,8 @@ class Maintenance:
         self.checkpoint_index = -1
         self._compaction_began = None
         self._compaction_dropped = 0
-        self._waiting_defragment += self._defragmenting
-        self._defragmenting = []
+        self._waiting_defragment += self.defragmenting
+        self.defragmenting = []
         if self._state.store.compaction is None:
             self._answer_compactions()
 
@@ -231,7 +232,8 @@ class Maintenance:
         took_s = self._state.clock() - self._compaction_began
         self._compaction_began = None
         if self._compaction_dropped or self._state.awaiting_compaction:
-            self._state.metrics.compaction_finished(took_s)
+            self._state.metrics.compaction_ms.observe(took_s * 1000)
+            self._state.metrics.last_compaction_s = unix_s()
             fields = {"versions": self._compaction_dropped, "compact_revision": store.compacted}
             log.info("finished scheduled compaction", **fields)
         self.compacted_versions += self._compaction_dropped
@@ -294,14 +296,10 @@ class Maintenance:
         self.cleaned_segments += 1
         log.debug("segment cleaned", segment=segment)
 
-    @property
-    def is_defragmenting(self) -> bool:
-        return bool(self._defragmenting)
-
     def _defragment(self) -> Job:
         state = self._state
         store = state.store
-        self._defragmenting, self._waiting_defragment = self._waiting_defragment, []
+        self.defragmenting, self._waiting_defragment = self._waiting_defragment, []
         before, self._shortage = store.size_bytes, None
         began = state.clock()
         log.info("defragmenting", current_db_size_bytes=before)
@@ -323,6 +321,6 @@ class Maintenance:
             answer = error("NoSpace")
         else:
             answer = EtcdError(UNAVAILABLE, f"etcdlite: {self._shortage}")
-        for done in self._defragmenting:
+        for done in self.defragmenting:
             done(answer)
-        self._defragmenting = []
+        self.defragmenting = []

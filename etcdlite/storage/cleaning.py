@@ -59,7 +59,7 @@ def clean(store: Store, number: int) -> Job:
         )
         if not bodies:
             break
-        oldest_readable = min(store.oldest_read, index.first_revision)
+        oldest_readable = min(store.compacted, *store.pinned, index.first_revision)
         copies = _Copies()
         full = []
         for kind, body in zip(kinds, bodies, strict=True):

@@ -145,7 +145,7 @@ class Calls:
         self.ready: dict[int, Call] = {}
         """Calls with something to produce, in turn; all of them once the session is closed."""
         self._waking: dict[int, Call] = {}
-        self._ticking: dict[int, Call] = {}
+        self.ticking: dict[int, Call] = {}
         self._is_disowned = False
 
     def __contains__(self, request_id: int) -> bool:
@@ -170,7 +170,7 @@ class Calls:
         if call.wakes:
             self._waking[request_id] = call
         if call.ticks:
-            self._ticking[request_id] = call
+            self.ticking[request_id] = call
         return call
 
     def message(self, request_id: int, body: bytes) -> None:
@@ -197,7 +197,7 @@ class Calls:
         if call.wakes:
             self._waking.pop(request_id, None)
         if call.ticks:
-            self._ticking.pop(request_id, None)
+            self.ticking.pop(request_id, None)
         call.is_closed = True
         call.close()
         return True
@@ -252,10 +252,6 @@ class Calls:
         self.ready = self._open
         self.produce()
 
-    @property
-    def are_ticking(self) -> bool:
-        return bool(self._ticking)
-
     def tick(self, now: float) -> None:
-        for call in list(self._ticking.values()):
+        for call in list(self.ticking.values()):
             call.tick(now)

@@ -190,7 +190,7 @@ class Scrape(NamedTuple):
              "Time to sync the data file, for a checkpoint or a cleaning; no request waits for it"),
             ("histogram", "etcd_disk_backend_defrag_duration_seconds", metrics.defragment_s,
              "Duration of a defragmentation"),
-            ("gauge", "etcd_disk_defrag_inflight", self.member.maintenance.is_defragmenting,
+            ("gauge", "etcd_disk_defrag_inflight", bool(self.member.maintenance.defragmenting),
              "Whether a defragmentation is running"),
             ("histogram", "etcd_disk_backend_snapshot_duration_seconds", metrics.snapshot_s,
              "Time to send a snapshot"),

@@ -635,7 +635,11 @@ class HttpSession(ClientSession):
         elif conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
             self._close()
         else:
-            self._discard()
+            # Wait for the client to close its side. Closing first would reset the connection, and
+            # the client could lose the response.
+            self._discards = True
+            self._drop_input()
+            self.inbox.expect(LINGER_S)
 
     def _refuse_body(self) -> None:
         self._respond(413, JSON, gateway.error_json(error("RequestTooLarge")))
@@ -657,13 +661,6 @@ class HttpSession(ClientSession):
             self.outbox.append(data)
 
     # The connection.
-
-    def _discard(self) -> None:
-        """Wait for the client to close its side. Closing first would reset the connection, and the
-        client could lose the response."""
-        self._discards = True
-        self._drop_input()
-        self.inbox.expect(LINGER_S)
 
     def _close(self) -> None:
         self.is_closing = True

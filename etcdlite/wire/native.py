@@ -93,7 +93,10 @@ class NativeSession(ClientSession):
                 at = HANDSHAKE.size
             self._read_frames(data, at)
         except ProtocolError as fault:
-            self.fail_connection(EtcdError(RESOURCE_EXHAUSTED, f"etcdlite: {fault}"))
+            if self.is_open:
+                body = proto.Error(code=RESOURCE_EXHAUSTED, message=f"etcdlite: {fault}").encode()
+                self.send(0, HELLO, END | ERROR, body)
+            self.is_closing = True
 
     def _open(self, data: bytes) -> None:
         magic, lowest, highest = HANDSHAKE.unpack_from(data)
@@ -256,13 +259,6 @@ class NativeSession(ClientSession):
     def send(self, request_id: int, method: int, flags: int, body: bytes) -> None:
         head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, flags)
         self.outbox.append(head + body)
-
-    def fail_connection(self, failure: EtcdError) -> None:
-        """Tell the peer why the connection is closed, and close it."""
-        if self.is_open:
-            body = proto.Error(code=failure.code, message=failure.text).encode()
-            self.send(0, HELLO, END | ERROR, body)
-        self.is_closing = True
 
     def is_stalled(self, request_id: int) -> bool:
         """Same as `Session.is_blocked`: native streams have no flow control of their own."""

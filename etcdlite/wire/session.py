@@ -58,7 +58,7 @@ class ClientSession(Session, request.Session):
     @property
     def may_rest(self) -> bool:
         waiting_bytes = self.outbox.waiting_bytes + self.inbox.waiting_bytes
-        return self.is_open and not (waiting_bytes or self.calls.are_ticking)
+        return self.is_open and not (waiting_bytes or self.calls.ticking)
 
     def tick(self, now: float) -> None:
         super().tick(now)
