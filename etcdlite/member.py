@@ -214,6 +214,8 @@ class Member:
         # A member that is being forced to be a cluster of its own has no others any more.
         if self.rollback.is_over and self.forced.is_done:
             self.raft.step(message)
+        else:
+            self.rollback.heard(message)
 
     def on_peer_opened(self, node: int) -> None:
         if self.rollback.is_over:
@@ -235,8 +237,13 @@ class Member:
         # For the part that is constructed before `hash_check` exists.
         self.hash_check.returned(node)
 
-    def on_removed(self) -> None:
-        if self.removed_since is None:
+    def on_removed(self, node: int) -> None:
+        own_id = self.identity.member_id
+        if node != own_id and self.raft.has_live_leader:
+            # If it goes on, that member was made a cluster of its own beside the quorum.
+            what = "a member says that this one was removed; it stops when it hears no leader"
+            log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
+        elif self.removed_since is None:
             self.removed_since = self.clock()
 
     def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
@@ -289,6 +296,7 @@ class Member:
         self.state.alarms.tick(now, awaits_snapshot, ask)
         self.rollback.tick(now)
         if self.rollback.is_over:
+            self.forced.tick()
             self.raft.tick()
             self.leadership.begin(now)
         if self._applied_term == self.raft.term:  # No renewal of an earlier term is left to apply.
@@ -296,7 +304,6 @@ class Member:
         if self.state.lessor.promoted and self._unsynced:
             self.leadership.hand_over_if_slow(now, self._unsynced[0])
         self._publish(now)
-        self.forced.tick()
         self.version_keeper.tick(now)
         self.time_keeper.tick(now)
         self.leadership.tick(now)
@@ -661,7 +668,7 @@ class Member:
             members = self.state.membership.members
             self.peers.update(members)
             if change.action == membership.REMOVE and self.identity.member_id == change.member.ID:
-                self.on_removed()
+                self.on_removed(change.member.ID)
             if session is not None:
                 response = methods.METHODS[method].response(
                     header=self.identity.header_message(), members=list(members.values())

@@ -142,8 +142,8 @@ class PeerEvents(Protocol):
     def on_snapshot_sent(self, node: int, is_taken: bool) -> None:
         """That member has taken the snapshot that was sent to it, or it never will."""
 
-    def on_removed(self) -> None:
-        """Another member says that this one was removed from the cluster."""
+    def on_removed(self, node: int) -> None:
+        """That member says that this one was removed from the cluster."""
 
 
 class Local:
@@ -695,7 +695,7 @@ class Link:
 
     def refused(self, failure: EtcdError) -> None:
         if failure.name == "MemberRemoved":
-            self.local.events.on_removed()
+            self.local.events.on_removed(self.node)
         elif failure.code == DATA_LOSS:
             self.local.rollback.refused(failure.text)
         else:

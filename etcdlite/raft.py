@@ -400,8 +400,7 @@ class Raft:
             if kind in _CHECKS:  # Its handler checks it again, but only after a change of term.
                 _CHECKS[kind](self, message)
             if kind in (VOTE, PRE_VOTE):
-                in_lease = self.leader and self._election_elapsed < self.config.election_ticks
-                if in_lease and message.context != CAMPAIGN_TRANSFER:
+                if self.has_live_leader and message.context != CAMPAIGN_TRANSFER:
                     return  # Ignore vote requests while a leader is live (thesis 4.2.3).
             # A pre-vote changes no term. Neither does its grant, which carries the term that the
             # candidate would have.
@@ -665,6 +664,10 @@ class Raft:
 
     def _is_promotable(self) -> bool:
         return self.id in self.voters and self.log.applied >= self.log.offset
+
+    @property
+    def has_live_leader(self) -> bool:
+        return self.leader > 0 and self._election_elapsed < self.config.election_ticks
 
     @property
     def is_alone(self) -> bool:

@@ -598,7 +598,7 @@ def _make_member(settings: config.Config, opened: datadir.Opened, dialing: Diali
         [] if members else bootstrap.rejoin(settings, service_manager.extend_start, dialing).members
     )
     if settings.force_new_cluster:
-        members = [proto.Member(ID=opened.member_id)]
+        members = []
     raft = Raft(
         RaftConfig(
             id=opened.member_id,

@@ -982,7 +982,9 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
     world, forced, leader = cluster.world, cluster.followers[0], cluster.leader
     forced.crash()
     cluster.client.put(leader, b"k")
+    world.partition([node.name for node in cluster.nodes if node is not forced], [forced.name])
     forced.start(force_new_cluster=True)
+    world.run_until(lambda: forced.member.rollback.is_over)
     own_id = forced.member_id
     assert not forced.member.forced.is_done
     for term in (leader.member.raft.term, 9):
@@ -995,6 +997,29 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
     assert forced.member.raft.voters == {own_id}
     world.run_until(lambda: forced.member.forced.is_done)
     assert forced.member.leads and forced.member.raft.voters == {own_id}
+    world.heal()
+    world.run(10)
+    assert cluster.leader is leader and leader.member.leads, "the quorum goes on"
+    assert all(node.is_up and node.member.removed_since is None for node in cluster.nodes)
+    cluster.client.put(leader, b"k")
+
+
+@pytest.mark.parametrize("led", [True, False])
+def test_a_member_that_is_forced_while_a_leader_lives_changes_nothing_and_stops(
+    cluster: Cluster, led: bool
+) -> None:
+    world = cluster.world
+    forced = cluster.leader if led else cluster.followers[0]
+    forced.crash()
+    forced.start(force_new_cluster=True)
+    world.run_until(lambda: not forced.is_up)
+    assert "the other members are not lost" in forced.member.rollback.refusal
+    world.run(5)
+    forced.start()
+    world.run(5)
+    cluster.leader = world.elect()
+    cluster.client.put(forced, b"k")
+    cluster.agree()
 
 
 def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:

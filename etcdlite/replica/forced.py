@@ -1,9 +1,10 @@
 """--force-new-cluster: one member of a cluster that lost its quorum becomes a cluster of its own.
 
-The member starts as the only voter, whatever the membership in its store says. Membership changes
-that its log already holds have no effect. It then removes all other members one by one through the
-log. The work is done when a checkpoint of the store holds the result, so that a later start without
-the flag finds a cluster of one.
+The member starts without voters, whatever the membership in its store says. If it hears no leader
+for some time (`rollback.py`), it becomes the only voter. Membership changes that its log already
+holds have no effect. It then removes all other members one by one through the log. The work is done
+when a checkpoint of the store holds the result, so that a later start without the flag finds a
+cluster of one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from etcdlite import log, proto
 from etcdlite.methods import MEMBER_CHANGE
 from etcdlite.options import Options
-from etcdlite.raft import LEADER, Raft
+from etcdlite.raft import ADD_VOTER, LEADER, ConfChange, Raft
 from etcdlite.replica import membership
 from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.state import State
@@ -41,11 +42,14 @@ class ForcedCluster:
     def tick(self) -> None:
         """Propose the next step when the one before is applied."""
         raft, state = self._raft, self._state
+        own_id = state.identity.member_id
+        if not self.is_done and not raft.voters:
+            raft.apply_conf_change(ConfChange(ADD_VOTER, own_id))
+            raft.campaign()
         if self.is_done or raft.role != LEADER or raft.log.applied < self.ignored_index:
             return
         if self._writes.is_waiting(self._batch):
             return
-        own_id = state.identity.member_id
         own = state.membership.members.get(own_id)
         others = [node for node in state.membership.members if node != own_id]
         if own is not None and own.isLearner:

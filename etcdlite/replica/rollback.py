@@ -58,12 +58,15 @@ from etcdlite import log, proto
 from etcdlite.errors import DATA_LOSS, EtcdError
 from etcdlite.loading import RunTask
 from etcdlite.options import Options
-from etcdlite.raft import LEADER, Raft
+from etcdlite.raft import APP, HEARTBEAT, LEADER, Message, Raft
 from etcdlite.replica.state import State
 from etcdlite.storage.disk import Disk
 
 SAVE_INTERVAL_S = 60.0
 SAVE_PAUSE_S = 1.0
+
+LEADER_TIMEOUTS = 3
+"""Within this many election timeouts, a quorum elects a leader and the leader is heard."""
 
 MAX_INCARNATIONS = 4
 """Processes of one member that are remembered. More than two are alive only on copied data."""
@@ -111,10 +114,12 @@ class RollbackCheck:
         """Why this member must stop, according to another one."""
         self._unheard = raft.voters - {self._own_id}
         """Voters that have not accepted this process yet."""
-        self.is_over = not self._unheard
-        """This member may vote, campaign and acknowledge."""
-        self._until = state.clock() + options.election_timeout_s
         self._is_forced = options.force_new_cluster
+        others = state.membership.members.keys() - {self._own_id}
+        self.is_over = not self._unheard and not (self._is_forced and others)
+        """This member may vote, campaign and acknowledge."""
+        timeouts = LEADER_TIMEOUTS if self._is_forced else 1
+        self._until = state.clock() + timeouts * options.election_timeout_s
         self._path = f"{os.path.dirname(state.store.directory)}/positions"
         self._known = _load(state.store.disk, self._path)
         self._has_changed = False
@@ -137,7 +142,7 @@ class RollbackCheck:
     def accepted_by(self, node: int) -> None:
         """That member knows nothing that speaks against this process."""
         self._unheard.discard(node)
-        if not self._unheard and not self.refusal:
+        if not self._unheard and not self.refusal and not self._is_forced:
             self.is_over = True
 
     def refused(self, why: str) -> None:
@@ -147,6 +152,16 @@ class RollbackCheck:
             return
         self.refusal = self.refusal or why
         self.is_over = False
+
+    def heard(self, message: Message) -> None:
+        """A message came that is not handled. With --force-new-cluster, one from a leader shows
+        that the quorum is alive, from which this member must not remove the others."""
+        if self._is_forced and not self.is_over and message.kind in (APP, HEARTBEAT):
+            self.refusal = (
+                f"the other members are not lost: member {message.sender:x} leads them, and "
+                "nothing was changed. Start this member without --force-new-cluster. To make it a "
+                "cluster of its own all the same, stop the others first"
+            )
 
     def tick(self, now: float) -> None:
         if now >= self._until and not self.refusal:

@@ -535,9 +535,7 @@ class Node:
                 **options.get("raft", {}),
             ),
             rng,
-            voters=[opened.member_id]
-            if force_new_cluster
-            else [m.ID for m in members if not m.isLearner],
+            voters=[m.ID for m in members if not m.isLearner and not force_new_cluster],
             learners=[m.ID for m in members if m.isLearner and not force_new_cluster],
             hard_state=opened.hard_state,
             snapshot_index=opened.log_index,
