@@ -410,9 +410,7 @@ class Credentials:
         """As in etcd: one of the addresses in the certificate, or one of the names resolves to it
         or is what it resolves to."""
         names, addresses = certificate.dns_names[:MAX_NAMES], certificate.addresses
-        if not names and not addresses:
-            return
-        if address in addresses:
+        if address in addresses or not (names or addresses):
             return
         plain = [name for name in names if not name.startswith("*.")]
         if any(address in self._resolve(name) for name in plain):

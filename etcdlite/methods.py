@@ -31,7 +31,7 @@ service etcdserverpb.KV
 0x02 Put         write      keys -                   put
 0x03 DeleteRange write      keys -                   deleterange
 0x04 Txn         write,read keys learner,retry_reads txn
-0x05 Compact     write      user -                   compaction
+0x05 Compact     write      root -                   compaction
     CompactionRequest -> CompactionResponse
 service etcdserverpb.Watch
 0x10 Watch stream keys learner /watch *WatchRequest -> *WatchResponse

@@ -414,7 +414,6 @@ KV.DeleteRange key=b"b", range_end=b"d"
 KV.DeleteRange key=b"b", range_end=b"c", prev_kv=True
 KV.Txn compare=[compare(b"a")], success=[put(b"c")], failure=[get(b"a", b"c")]
 KV.Txn success=[nested(success=[delete(b"c")])]
-KV.Compact revision=1
 Lease.LeaseGrant TTL=1
 Maintenance.Alarm
 Maintenance.Status
@@ -442,6 +441,7 @@ KV.Txn success=[put(b"c", prev_kv=True)]
 KV.Txn success=[delete(b"c", prev_kv=True)]
 KV.Txn success=[nested(failure=[nested(compare=[compare(b"c")])])]
 KV.Txn success=[nested(success=[put(b"a")])]
+KV.Compact revision=1
 Maintenance.Alarm action=1
 Maintenance.Defragment
 Maintenance.Hash

@@ -324,6 +324,18 @@ def test_a_request_is_of_the_user_that_asked_for_it_whoever_logs_in_after_it(
     assert answers == [expected, None]
 
 
+def test_a_compaction_in_the_log_needs_a_user_and_no_role(
+    house: LoneMember, ann: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member with an earlier program takes it from any user, and all members must agree."""
+    for _ in range(3):
+        ann.ask("KV.Put", key=b"a")
+    assert ann.ask("KV.Compact", revision=2) == DENIED
+    monkeypatch.setattr(access.Access, "check", lambda self, asked: self.author(*asked[:2]))
+    assert not isinstance(ann.ask("KV.Compact", revision=2), str)
+    assert house.member.state.store.compact_revision == 2
+
+
 def test_each_put_of_an_entry_is_checked_for_its_own_author(
     house: LoneMember, ann: User, root: User
 ) -> None:

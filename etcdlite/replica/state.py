@@ -171,7 +171,7 @@ class State:
                             self.timeline.note_user(noted + 1, auth.author)
                             noted = store.revision
                         yield from auth.learn_steps(auth.author)
-                        auth.check(auth.author, method, request)
+                        auth.check(auth.author, method, request, is_applied=True)
                         if puts := lease_puts(method, request):
                             yield from auth.lease_steps(self.lessor, auth.author, puts)
                 if alarms:

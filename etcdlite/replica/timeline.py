@@ -113,9 +113,8 @@ class Timeline:
             user = b"m"
         else:
             user = b"u" + author.name.encode()
-        if user == self._user or not self._cluster_version.allows(KEEPS_TIMES):
-            return
-        self._begin_run(revision, user)
+        if user != self._user and self._cluster_version.allows(KEEPS_TIMES):
+            self._begin_run(revision, user)
 
     def stop(self) -> None:
         """The cluster version does not allow records any more: of later changes it is not known who

@@ -89,7 +89,7 @@ class PlainAuth:
         request: Any,
         keys_of: Callable[[int], list[bytes]] | None,
     ) -> None:
-        """`keys_of` returns the keys of a lease; None if they are not known."""
+        """`keys_of` returns the keys of a lease; None, before the request is in the log."""
         if author is not None and author.is_member:
             return
         if method in ("KV.Put", "KV.Range", "KV.DeleteRange", "KV.Txn"):
@@ -99,8 +99,12 @@ class PlainAuth:
             self._may(author, READ, request.key or b"\0", request.range_end)
         elif self._asks_for_itself(author, method, request):
             pass
-        elif method in ("Auth.UserGet", "Auth.RoleGet") or (
-            method in _ROOT_ONLY and not (method == "Maintenance.Alarm" and request.action == 0)
+        elif (
+            method in ("Auth.UserGet", "Auth.RoleGet")
+            or (
+                method in _ROOT_ONLY and not (method == "Maintenance.Alarm" and request.action == 0)
+            )
+            or (method == "KV.Compact" and keys_of is None)
         ):
             self._check_root(author)
         elif method in _EVERY_USER or method == "Maintenance.Alarm":
