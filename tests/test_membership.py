@@ -46,7 +46,7 @@ VOTER, LEARNER = proto.Member(ID=9), proto.Member(ID=9, isLearner=True)
 
 
 @pytest.mark.parametrize("added", [VOTER, LEARNER])
-def test_nothing_is_added_unless_all_voters_have_been_in_contact_for_a_while(added: Any) -> None:
+def test_nothing_is_added_to_three_unless_all_have_been_in_contact_for_a_while(added: Any) -> None:
     assert verdict(members(3), ADD, added) == ""
     assert verdict(members(3), ADD, added, m2=DOWN) == "Unhealthy"
     assert verdict(members(3), ADD, added, m2=YOUNG) == "Unhealthy"
@@ -86,6 +86,17 @@ def test_a_voter_is_added_if_enough_are_started() -> None:
     assert verdict(members(2, unstarted=1), ADD, VOTER) == "MemberNotEnoughStarted"
     assert verdict(members(3, unstarted=1), ADD, VOTER) == ""
     assert verdict(members(2, unstarted=1), ADD, LEARNER, m3=DOWN) == "Unhealthy"
+
+
+def test_a_member_is_added_if_the_others_have_a_quorum_without_it() -> None:
+    """As in etcd since 3.5.30: also while a member is down, if there are enough others."""
+    for count, spare in ((1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 2), (7, 2)):
+        down = {f"m{i}": DOWN for i in range(2, 2 + spare)}
+        for added in (VOTER, LEARNER):
+            assert verdict(members(count), ADD, added, **down) == "", count
+            if count > 1:
+                too_many = down | {f"m{count}": YOUNG}
+                assert verdict(members(count), ADD, added, **too_many) == "Unhealthy", count
 
 
 def test_a_member_is_removed_if_a_healthy_majority_of_the_rest_remains() -> None:

@@ -140,7 +140,8 @@ class Membership:
                 if not self._enough_started_with_one_more(0):
                     raise error("MemberNotEnoughStarted")
                 self._check_can_be_reached(member)
-            if self._healthy_voters(own_id, contact_s) < len(self.voters):
+            count = len(self.voters)  # The new member may not come up: a quorum must do without.
+            if count > 1 and self._healthy_voters(own_id, contact_s) < (count + 1) // 2 + 1:
                 raise error("Unhealthy")
         elif change.action == PROMOTE:
             if not self._enough_started_with_one_more(1):
