@@ -173,7 +173,7 @@ class Member:
 
     def change_membership(self, waiter: Waiter) -> None:
         """Check and propose a `MemberChange`. Only the leader calls this. Raises EtcdError."""
-        self.check_change(waiter[3])
+        self.check_change(waiter.request)
         self.writes.propose_change(waiter)
 
     def check_change(self, change: Any) -> None:
@@ -651,14 +651,14 @@ class Member:
     def _change_members(self, entry: Entry, requests: list[Waiter]) -> None:
         if entry.index <= self.forced.ignored_index:
             return  # --force-new-cluster leaves the old membership behind.
-        for session, request_id, method, change in requests:
+        for waiter in requests:
+            change = waiter.request
             try:
                 conf_change = self.state.change_membership(change)
             except EtcdError as failure:
                 what = "a membership change no longer applies; it has no effect"
                 log.warn(what, why=failure.text)
-                if session is not None:
-                    session.fail(request_id, method, failure)
+                waiter.fail(failure)
                 continue
             if conf_change is not None:
                 self.raft.apply_conf_change(conf_change)
@@ -669,10 +669,10 @@ class Member:
             self.peers.update(members)
             if change.action == membership.REMOVE and self.identity.member_id == change.member.ID:
                 self.on_removed(change.member.ID)
-            if session is not None:
-                response = methods.METHODS[method].response(
+            if waiter.session is not None:
+                response = methods.METHODS[waiter.method].response(
                     header=self.identity.header_message(), members=list(members.values())
                 )
                 if change.action == membership.ADD:
                     response.member = change.member  # type: ignore[attr-defined]
-                session.reply(request_id, method, response.encode())
+                waiter.reply(response.encode())

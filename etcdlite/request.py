@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from etcdlite import log
 from etcdlite.errors import EtcdError
@@ -58,14 +58,51 @@ class Session(Requester, Protocol):
         """Answer a unary request, or end a stream, with an error."""
 
 
-Waiter = tuple["Session | None", int, int, Any]
-"""(session or None, request id, method, decoded request)"""
+class Waiter(NamedTuple):
+    """A request, and the session that waits for its answer."""
 
-Checked = tuple["Requester | None", int, int, Any]
-"""As a `Waiter`, for a check of rights: the first may be anything that says who asks."""
+    session: Any
+    """A `Session`, or None if no client of this member waits. For a check of rights, a
+    `Requester` is enough."""
+    request_id: int
+    method: int
+    request: Any
+    """The decoded message."""
 
-Read = tuple[Session, int, int, Any]
-"""A `Waiter` that has a session."""
+    @property
+    def is_awaited(self) -> bool:
+        return self.session.awaits(self.request_id)  # type: ignore[no-any-return]
+
+    def reply(self, body: bytes) -> None:
+        self.session.reply(self.request_id, self.method, body)
+
+    def fail(self, failure: EtcdError) -> None:
+        """Answer with an error, if somebody waits."""
+        if self.session is not None:
+            self.session.fail(self.request_id, self.method, failure)
+
+    def answer(self, answer: bytes | EtcdError) -> None:
+        """Answer with an encoded response or an error."""
+        if isinstance(answer, EtcdError):
+            self.fail(answer)
+        else:
+            self.reply(answer)
+
+    def then(self, do: Callable[[], None]) -> Callable[[object], None]:
+        """A callback that calls `do`, which may raise EtcdError, unless it gets an EtcdError. An
+        error is the answer."""
+
+        def done(outcome: object) -> None:
+            if isinstance(outcome, EtcdError):
+                self.fail(outcome)
+                return
+            try:
+                do()
+            except EtcdError as failure:
+                self.fail(failure)
+
+        return done
+
 
 Steps = Generator[None, None, bytes]
 """Work in steps that returns an encoded response; that of an applier lacks its header."""
@@ -131,14 +168,6 @@ class Asked(OwnRequester):
         self._done(failure)
 
 
-def pass_on(session: Session, request_id: int, method: int, answer: bytes | EtcdError) -> None:
-    """Answer a request as another one, which was made for it, was answered."""
-    if isinstance(answer, EtcdError):
-        session.fail(request_id, method, answer)
-    else:
-        session.reply(request_id, method, answer)
-
-
 SHOWN_KEY_BYTES = 32
 """The log shows this much of a key."""
 
@@ -162,7 +191,7 @@ def about(waiter: Waiter) -> dict[str, str]:
 def warn_slow(what: str, took_s: float, expected_s: float, requests: Sequence[Waiter]) -> None:
     """Log that something took longer than expected, with the first request that it was for."""
     if not log.limited(what):
-        requests = [waiter for waiter in requests if waiter[2] != AUTHOR]
+        requests = [waiter for waiter in requests if waiter.method != AUTHOR]
         log.warn(
             f"{what} took too long",
             took=f"{took_s * 1000:.0f}ms",
@@ -174,6 +203,5 @@ def warn_slow(what: str, took_s: float, expected_s: float, requests: Sequence[Wa
 
 def fail_all(waiters: Sequence[Waiter], failure: EtcdError) -> None:
     """Answer all these requests with the same error."""
-    for session, request_id, method, _ in waiters:
-        if session is not None:
-            session.fail(request_id, method, failure)
+    for waiter in waiters:
+        waiter.fail(failure)

@@ -20,7 +20,7 @@ from etcdlite.methods import METHOD_BY_NAME
 from etcdlite.ranges import SAMPLE_KEYS
 from etcdlite.replica import access, logins, reads, writes
 from etcdlite.replica.entry import decode_requests
-from etcdlite.request import Asked
+from etcdlite.request import Asked, Waiter
 from etcdlite.storage import layout
 from etcdlite.wire import exposition, streams
 from etcdlite.wire.native import NativeSession
@@ -362,7 +362,9 @@ def test_each_put_of_an_entry_is_checked_for_its_own_author(
     waiters: list[Any] = []
     for at, (request, _) in enumerate(expected):
         number = numbers.get(type(request), USER_REVOKE_ROLE)
-        waiters.append((None if number == methods.AUTHOR else ann, 1000 + at, number, request))
+        waiters.append(
+            Waiter(None if number == methods.AUTHOR else ann, 1000 + at, number, request)
+        )
     list(house.member.state.apply(waiters))
     outdated = {waiter[1]: failure.text for waiter, failure, _ in house.member.state.outdated}
     house.member.state.outdated.clear()
@@ -997,7 +999,7 @@ def test_a_member_asks_for_itself(house: LoneMember) -> None:
     """The leader answers a question of another member, which has checked the rights."""
     answers: list[Any] = []
     method = METHOD_BY_NAME["Maintenance.HashKV"].number
-    house.member.reads.read_now((Asked(answers.append), 1, method, proto.HashKVRequest()))
+    house.member.reads.read_now(Waiter(Asked(answers.append), 1, method, proto.HashKVRequest()))
     house.settle()
     assert isinstance(answers[0], bytes)
 

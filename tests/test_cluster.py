@@ -25,6 +25,7 @@ from etcdlite.replica.background import Background
 from etcdlite.replica.leadership import MAX_TRANSFERS
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
 from etcdlite.replica.writes import MAX_CHANGES
+from etcdlite.request import Waiter
 from etcdlite.watch import Quota
 from etcdlite.wire import api, streams
 from etcdlite.wire.http import HttpSession
@@ -68,7 +69,7 @@ class Asker:
         frame = frames.frame(self._next_id, method.number, 0, request.encode())
         handle = api.HANDLERS[method.number][0]
         try:
-            handle(node.member, (self, self._next_id, method.number, request), frame)
+            handle(node.member, Waiter(self, self._next_id, method.number, request), frame)
         except EtcdError as failure:
             self.fail(self._next_id, method.number, failure)
         node.turn()

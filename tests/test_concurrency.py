@@ -21,6 +21,7 @@ from etcdlite.client import operations as client_calls
 from etcdlite.client import recipes
 from etcdlite.errors import UNKNOWN, EtcdError
 from etcdlite.replica import reads
+from etcdlite.request import Waiter
 from etcdlite.storage.steps import finish
 from etcdlite.wire import locks as concurrency
 from etcdlite.wire.calls import PIECES_PER_SLICE, Call, Calls
@@ -141,14 +142,14 @@ def caller(lone: LoneMember) -> Caller:
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     about = methods.METHOD_BY_NAME[method]
     asker = Asker()
-    lone.member.writes.propose_message((asker, 1, about.number, about.request(**fields)))
+    lone.member.writes.propose_message(Waiter(asker, 1, about.number, about.request(**fields)))
     lone.settle()
     return asker.outcome
 
 
 def read(lone: LoneMember, request: Any) -> Any:
     asker = Asker()
-    lone.member.reads.read((asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request))
+    lone.member.reads.read(Waiter(asker, 1, methods.METHOD_BY_NAME["KV.Range"].number, request))
     lone.settle()
     return asker.outcome
 
@@ -667,7 +668,7 @@ def test_a_leader_whose_rise_and_fall_come_together_is_followed_by_the_next(
     grant(lone, 1)
     caller.send("Election.Campaign", name=b"boss", lease=1, value=b"one")
     revoke = methods.METHOD_BY_NAME["Lease.LeaseRevoke"].number
-    lone.member.writes.propose_message((None, 0, revoke, proto.LeaseRevokeRequest(ID=1)))
+    lone.member.writes.propose_message(Waiter(None, 0, revoke, proto.LeaseRevokeRequest(ID=1)))
     lone.settle()
     caller.ask("Election.Campaign", name=b"boss", lease=grant(lone, 2), value=b"two")
     assert seen(caller, observer) == [(b"boss/1", b"one", 2), (b"boss/2", b"two", 4)]
@@ -758,7 +759,7 @@ def test_an_observer_ends_up_with_the_oldest_key_whatever_changes_at_once(
         for _ in range(rng.randrange(1, 16)):
             about = methods.METHOD_BY_NAME[rng.choice(["KV.Put", "KV.DeleteRange"])]
             one = about.request(key=b"boss/%d" % rng.choice([0, 1, 2, 3, 9]))
-            lone.member.writes.propose_message((Asker(), 1, about.number, one))
+            lone.member.writes.propose_message(Waiter(Asker(), 1, about.number, one))
             if rng.random() < 0.3:
                 lone.member.turn()
         lone.settle()
@@ -884,7 +885,7 @@ def advance(lone: LoneMember, script: Any, outcome: Any = None) -> Any:
             asker = Asker()
             frame = frames.frame(1, method.number, 0, step.request.encode())
             handle = concurrency.api.HANDLERS[method.number][0]
-            handle(lone.member, (asker, 1, method.number, step.request), frame)
+            handle(lone.member, Waiter(asker, 1, method.number, step.request), frame)
             lone.settle()
             outcome = step.result(asker.outcome)
     except StopIteration as done:

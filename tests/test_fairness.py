@@ -21,6 +21,7 @@ from etcdlite.ranges import range_steps
 from etcdlite.replica import reads, writes
 from etcdlite.replica.alarms import MAX_ALARMS
 from etcdlite.replica.writes import MAX_IN_FLIGHT
+from etcdlite.request import Waiter
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.sorted_table import SortedTable
 from etcdlite.storage.steps import finish
@@ -69,7 +70,7 @@ class Client:
 
 def propose(lone: LoneMember, session: Any, request_id: int, method: int, request: Any) -> None:
     data = frame(1, method, 0, request.encode())
-    lone.member.writes.propose((session, request_id, method, request), data)
+    lone.member.writes.propose(Waiter(session, request_id, method, request), data)
 
 
 def test_a_write_does_not_wait_for_all_writes_of_another_session(lone: Paced) -> None:
@@ -151,7 +152,7 @@ def test_requests_that_time_out_together_are_answered_in_parts(
         if kind == "writes":
             propose(lone, client, n + 1, PUT, proto.PutRequest(key=b"k"))
         else:
-            lone.member.reads.read((client, n + 1, RANGE, proto.RangeRequest(key=b"k")))
+            lone.member.reads.read(Waiter(client, n + 1, RANGE, proto.RangeRequest(key=b"k")))
             lone.member.reads.begin_round(False)
     lone.member.turn()
     failed = []
@@ -173,11 +174,11 @@ def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.M
     flooder, client = Client(), Client()
     flooder.is_blocked = True
     for n in range(100):
-        lone.member.reads.read_now((flooder, n, RANGE, proto.RangeRequest(**EVERYTHING)))
+        lone.member.reads.read_now(Waiter(flooder, n, RANGE, proto.RangeRequest(**EVERYTHING)))
     lone.settle()
     flooder.gone, flooder.is_blocked = set(range(100)), False
     lone.member.reads.wake(flooder)
-    lone.member.reads.read_now((client, 1, RANGE, proto.RangeRequest(**EVERYTHING)))
+    lone.member.reads.read_now(Waiter(client, 1, RANGE, proto.RangeRequest(**EVERYTHING)))
     while not client.answers:
         lone.member.turn()
     assert len(flooder.answers) < 100
@@ -201,12 +202,12 @@ def test_a_read_that_waits_for_an_entry_lets_the_loop_sleep(lone: Paced) -> None
 
 def test_a_slow_read_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lone = filled(tmp_path, 2000, warn_apply_s=0.005)
-    lone.member.reads.read((Client(), 1, RANGE, proto.RangeRequest(key=b"k00001")))
+    lone.member.reads.read(Waiter(Client(), 1, RANGE, proto.RangeRequest(key=b"k00001")))
     lone.settle()
     capfd.readouterr()
     counted = lone.member.metrics.slow_applies
     request = proto.RangeRequest(key=b"k", range_end=b"l", sort_order=2)
-    lone.member.reads.read((Client(), 1, RANGE, request))
+    lone.member.reads.read(Waiter(Client(), 1, RANGE, request))
     lone.settle()
     line = capfd.readouterr().err
     for known in ("read took too long", "KV.Range", "key=k", "192.0.2.1:1234", "expected-duration"):
@@ -245,10 +246,10 @@ def turns_until(lone: LoneMember, is_done: Any) -> int:
 def test_a_session_with_many_slow_reads_delays_another_by_a_few_steps(lone: Paced) -> None:
     greedy, modest = Client(), Client()
     for n in range(50):
-        lone.member.reads.read_now((greedy, n, RANGE, SORTED))
+        lone.member.reads.read_now(Waiter(greedy, n, RANGE, SORTED))
     lone.member.turn()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
-    lone.member.reads.read_now((modest, 1, RANGE, few))
+    lone.member.reads.read_now(Waiter(modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10
     assert len(greedy.answers) <= 3
     assert len(proto.RangeResponse.decode(modest.answers[1]).kvs) == 500
@@ -260,7 +261,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
     greedy = [Client() for _ in range(12)]
     for client in greedy:
         for n in range(2):
-            lone.member.reads.read_now((client, n, RANGE, SORTED))
+            lone.member.reads.read_now(Waiter(client, n, RANGE, SORTED))
     reads = lone.member.reads
     for _ in range(30):
         lone.member.turn()
@@ -270,7 +271,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
         assert len(begun) <= 1, "without a place, one read at a time is under way"
     modest = Client()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
-    lone.member.reads.read_now((modest, 1, RANGE, few))
+    lone.member.reads.read_now(Waiter(modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10 + 5 * len(greedy)
     lone.settle()
     assert all(len(client.answers) == 2 for client in greedy)
@@ -286,7 +287,7 @@ def test_the_range_streams_of_a_connection_wait_in_one_line(lone: Paced) -> None
         greedy.receive(frame(n, stream, END, nothing.encode()))
     lone.member.turn()
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
-    lone.member.reads.read_now((modest, 1, RANGE, few))
+    lone.member.reads.read_now(Waiter(modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10
     assert len(greedy.calls) > 40
     lone.settle()
@@ -301,11 +302,11 @@ def test_a_transaction_that_reads_too_much_fails_when_others_wait_for_its_slot(
     endless = proto.TxnRequest(compare=[compare] * 100)
     greedy, modest = [Client() for _ in range(4)], Client()
     for client in greedy:
-        lone.member.reads.read_now((client, 1, TXN, endless))
+        lone.member.reads.read_now(Waiter(client, 1, TXN, endless))
     for _ in range(300):
         lone.member.turn()
     assert not any(client.failures for client in greedy), "nobody waits"
-    lone.member.reads.read_now((modest, 1, RANGE, SORTED))
+    lone.member.reads.read_now(Waiter(modest, 1, RANGE, SORTED))
     assert turns_until(lone, lambda: modest.answers) <= 40
     failed = [client.failures[1] for client in greedy if client.failures]
     assert 1 <= len(failed) < 4 and all("reads too much" in why.text for why in failed)
@@ -320,7 +321,7 @@ def test_what_waits_is_limited_for_a_session_and_in_all(lone: Paced) -> None:
     first, second = Client(), Client()
     for client in (first, second):
         for n in range(10):
-            lone.member.reads.read_now((client, n, RANGE, SORTED))
+            lone.member.reads.read_now(Waiter(client, n, RANGE, SORTED))
     lone.settle()
     for client, most in ((first, 4), (second, 3)):
         assert len(client.answers) <= most
@@ -333,7 +334,7 @@ def test_a_line_is_held_while_its_client_does_not_read_and_ends_with_it(lone: Pa
     slow.is_blocked = gone.is_blocked = True
     for client in (slow, gone):
         for n in range(3):
-            lone.member.reads.read_now((client, n, RANGE, SORTED))
+            lone.member.reads.read_now(Waiter(client, n, RANGE, SORTED))
     lone.settle()
     assert not slow.answers and not gone.answers
     gone.gone.update(range(3))
@@ -477,8 +478,8 @@ def test_an_entry_of_changes_to_a_large_role_is_applied_in_steps(lone: Paced) ->
     state.auth.add_role(proto.AuthRoleAddRequest(name="r"))
     grant = METHOD_BY_NAME["Auth.RoleGrantPermission"].number
     permissions = [proto.Permission(key=b"%d" % n) for n in range(20)]
-    waiters: list[Any] = [
-        (None, 0, grant, proto.AuthRoleGrantPermissionRequest(name="r", perm=permission))
+    waiters = [
+        Waiter(None, 0, grant, proto.AuthRoleGrantPermissionRequest(name="r", perm=permission))
         for permission in permissions
     ]
     assert sum(1 for _ in state.apply(waiters)) >= len(waiters) - 1
@@ -494,7 +495,7 @@ def test_clients_raise_a_bounded_number_of_alarms(lone: Paced) -> None:
         request = proto.AlarmRequest(action=action, memberID=node, alarm=2)
         handle, _ = HANDLERS[number]
         data = frame(node, number, 0, request.encode())
-        handle(lone.member, (client, node, number, request), data)
+        handle(lone.member, Waiter(client, node, number, request), data)
         lone.settle()
 
     for node in range(1, MAX_ALARMS + 1):

@@ -20,7 +20,7 @@ from test_fuzz import KEYS, chunks, message, mutated, random_frames
 from etcdlite import frames, log, methods, proto
 from etcdlite.errors import EtcdError
 from etcdlite.proto import MAX_FIELDS
-from etcdlite.request import Asked
+from etcdlite.request import Asked, Waiter
 from etcdlite.wire import api, gateway, hpack, http2, locks
 from etcdlite.wire.carried import CarryingSession
 from etcdlite.wire.grpc import ROUTES, GrpcSession
@@ -68,7 +68,7 @@ class Fuzz:
         answers: list[bytes | EtcdError] = []
         body = frames.frame(1, method.number, 0, request.encode())
         handle, _ = api.HANDLERS[method.number]
-        handle(self.lone.member, (Asked(answers.append), 0, method.number, request), body)
+        handle(self.lone.member, Waiter(Asked(answers.append), 0, method.number, request), body)
         self.work()
         (answer,) = answers
         assert isinstance(answer, bytes), (full, answer)

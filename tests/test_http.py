@@ -36,6 +36,7 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.proto import MAX_FIELDS
 from etcdlite.raft import LEADER
+from etcdlite.request import Waiter
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.versions import CURRENT
 from etcdlite.wire import gateway
@@ -184,7 +185,7 @@ def browser(lone: LoneMember) -> Browser:
 
 def raise_alarm(lone: LoneMember, kind: int) -> None:
     request = proto.AlarmRequest(action=1, memberID=7, alarm=kind)
-    lone.member.writes.propose_message((None, 0, _NUMBERS["Maintenance.Alarm"], request))
+    lone.member.writes.propose_message(Waiter(None, 0, _NUMBERS["Maintenance.Alarm"], request))
     lone.settle()
 
 

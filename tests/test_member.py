@@ -25,6 +25,7 @@ from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica import alarms, background
 from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
+from etcdlite.request import Waiter
 from etcdlite.server import may_rest
 from etcdlite.storage.layout import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.past import PAST
@@ -58,7 +59,7 @@ def filled(keys: int, value: bytes = b"v", **options: Any) -> MemberRig:
     number = methods.PUT
     for key in range(keys):
         request = PutRequest(key=b"key%07d" % key, value=value)
-        rig.member.writes.propose_message((None, 0, number, request))
+        rig.member.writes.propose_message(Waiter(None, 0, number, request))
     rig.settle()
     assert rig.member.state.store.index.heads.count(b"key", b"kez") == keys
     return rig
@@ -297,7 +298,7 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig = filled(6000)
     for number in range(6000):
         request = PutRequest(key=b"key%07d" % number)
-        rig.member.writes.propose_message((None, 0, methods.PUT, request))
+        rig.member.writes.propose_message(Waiter(None, 0, methods.PUT, request))
     rig.settle()
     rig.member.state.store.compact(rig.member.state.store.revision)
     past = rig.member.state.store.index.past
@@ -1065,9 +1066,9 @@ def test_a_hundred_thousand_leases_expire_in_turns_of_bounded_work() -> None:
     grant = methods.METHOD_BY_NAME["Lease.LeaseGrant"].number
     for lease_id in range(1, leases + 1):
         request = proto.LeaseGrantRequest(ID=lease_id, TTL=10)
-        rig.member.writes.propose_message((None, 0, grant, request))
+        rig.member.writes.propose_message(Waiter(None, 0, grant, request))
         request = PutRequest(key=b"key%07d" % lease_id, lease=lease_id)
-        rig.member.writes.propose_message((None, 0, methods.PUT, request))
+        rig.member.writes.propose_message(Waiter(None, 0, methods.PUT, request))
         if lease_id % 5000 == 0:
             rig.settle()
     store = rig.member.state.store

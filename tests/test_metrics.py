@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from etcdlite import __version__, backup_status, errors, log, methods, metrics, 
 from etcdlite.member import Member
 from etcdlite.metrics import Histogram, Metrics
 from etcdlite.raft import HEARTBEAT, Message
-from etcdlite.request import about, pass_on
+from etcdlite.request import Waiter, about
 from etcdlite.wire import exposition
 from etcdlite.wire.grpc import GrpcSession
 from etcdlite.wire.hpack import pack
@@ -173,7 +172,7 @@ def lone(tmp_path: Path) -> Any:
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
-    lone.member.writes.propose_message((asker, 1, about.number, about.request(**fields)))
+    lone.member.writes.propose_message(Waiter(asker, 1, about.number, about.request(**fields)))
     lone.settle()
     return asker.outcome
 
@@ -181,7 +180,7 @@ def write(lone: LoneMember, method: str, **fields: Any) -> Any:
 def read(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
-    lone.member.reads.read((asker, 1, about.number, about.request(**fields)))
+    lone.member.reads.read(Waiter(asker, 1, about.number, about.request(**fields)))
     lone.settle()
     return asker.outcome
 
@@ -399,7 +398,7 @@ def test_a_batch_is_one_entry_of_many_requests(lone: LoneMember) -> None:
     counts = lone.member.metrics
     index = value(lone, "etcd_server_proposals_committed_total")
     for _ in range(3):
-        lone.member.writes.propose_message((None, 0, PUT, proto.PutRequest(key=b"k")))
+        lone.member.writes.propose_message(Waiter(None, 0, PUT, proto.PutRequest(key=b"k")))
     lone.member.turn()
     assert value(lone, "etcd_server_proposals_pending") == 3
     lone.settle()
@@ -414,7 +413,7 @@ def test_proposals_that_fail_are_counted(lone: LoneMember, monkeypatch: pytest.M
         write(lone, "KV.Put", key=b"k")
     assert value(lone, "etcd_server_proposals_failed_total") == 1
     for _ in range(2):
-        lone.member.writes.propose_message((None, 0, PUT, proto.PutRequest(key=b"k")))
+        lone.member.writes.propose_message(Waiter(None, 0, PUT, proto.PutRequest(key=b"k")))
     lone.member.turn()
     lone.now += 100.0
     lone.member.tick()
@@ -439,14 +438,14 @@ def test_the_log_names_the_first_of_the_slow_requests(
 
     lone = LoneMember(tmp_path, warn_request_s=-1.0)
     put = proto.PutRequest(key=b"jobs/" + b"x" * 100, value=b"secret")
-    lone.member.writes.propose_message((Client(), 1, methods.PUT, put))
+    lone.member.writes.propose_message(Waiter(Client(), 1, methods.PUT, put))
     lone.settle()
     lone.close()
     line = next(line for line in capfd.readouterr().err.splitlines() if "took too long" in line)
     assert "method=KV.Put" in line and "client=10.0.0.9:4711" in line
     assert "key=jobs/xxx" in line and "x" * 30 not in line and "secret" not in line
     # What only members ask for has a name, too.
-    assert about((None, 0, methods.PUBLISH, proto.Member()))["method"] == "Log.Publish"
+    assert about(Waiter(None, 0, methods.PUBLISH, proto.Member()))["method"] == "Log.Publish"
 
 
 def test_with_users_slow_and_failed_requests_are_those_of_clients(
@@ -477,8 +476,8 @@ def test_a_transaction_is_named_by_its_first_key() -> None:
     put = proto.RequestOp(request_put=proto.PutRequest(key=b"written"))
     compared = proto.TxnRequest(compare=[proto.Compare(key=b"compared")], success=[put])
     for request, key in ((compared, "compared"), (proto.TxnRequest(success=[put]), "written")):
-        assert about((None, 1, methods.TXN, request))["key"] == key
-    assert about((None, 1, methods.TXN, proto.TxnRequest())) == {"method": "KV.Txn"}
+        assert about(Waiter(None, 1, methods.TXN, request))["key"] == key
+    assert about(Waiter(None, 1, methods.TXN, proto.TxnRequest())) == {"method": "KV.Txn"}
 
 
 def test_the_life_of_leases_is_counted(lone: LoneMember) -> None:
@@ -531,7 +530,7 @@ def test_background_work_is_counted(lone: LoneMember) -> None:
     write(lone, "KV.Compact", revision=20)
     asker = Asker()
     method = methods.METHOD_BY_NAME["Maintenance.Defragment"].number
-    lone.member.maintenance.defragment(partial(pass_on, asker, 1, method))
+    lone.member.maintenance.defragment(Waiter(asker, 1, method, None).answer)
     lone.settle()
     lone.tick()
     assert type(asker.outcome) is proto.DefragmentResponse
@@ -805,7 +804,7 @@ def test_read_rounds_without_an_answer_count_as_slow(
 ) -> None:
     monkeypatch.setattr(Member, "needs_no_round", False)
     lone.member.raft.read_index = lambda context: None  # type: ignore[method-assign]
-    lone.member.reads.read((Asker(), 1, RANGE, proto.RangeRequest(key=b"k")))
+    lone.member.reads.read(Waiter(Asker(), 1, RANGE, proto.RangeRequest(key=b"k")))
     lone.member.turn()
     lone.tick(1.0)
     assert value(lone, "etcd_server_slow_read_indexes_total") == 1

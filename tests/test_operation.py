@@ -43,6 +43,7 @@ from etcdlite.datadir import StartError
 from etcdlite.listeners import CLIENTS, Listeners
 from etcdlite.memory import COLLECT_OBJECTS, collect_only_new_objects
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
+from etcdlite.request import Waiter
 from etcdlite.storage import checkpoint, layout
 from etcdlite.storage import disk as disk_layer
 from etcdlite.storage.disk import Disk, File
@@ -1000,7 +1001,7 @@ def test_history_is_compacted_after_a_number_of_revisions(tmp_path):
     lone.tick()
     number = methods.METHOD_BY_NAME["KV.Put"].number
     for _ in range(30):
-        lone.member.writes.propose_message((None, 0, number, proto.PutRequest(key=b"k")))
+        lone.member.writes.propose_message(Waiter(None, 0, number, proto.PutRequest(key=b"k")))
         lone.settle()
     assert (store.revision, store.compacted) == (31, 0)
     lone.tick(REVISION_MODE_INTERVAL_S + 1)

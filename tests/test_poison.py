@@ -34,6 +34,7 @@ from etcdlite.proto import DecodeError
 from etcdlite.raft import Message
 from etcdlite.raft_log import Entry
 from etcdlite.replica.entry import encode_entry
+from etcdlite.request import Waiter
 from etcdlite.storage.steps import finish
 from etcdlite.wire.peer_session import Accepted
 
@@ -283,7 +284,7 @@ def test_a_refused_entry_is_answered_to_the_client() -> None:
     request = proto.PutRequest(value=b"v")
     frame = frames.frame(1, PUT, 0, request.encode())
     follower = cluster.follower
-    follower.member.writes.propose((Session(), 1, PUT, request), frame)
+    follower.member.writes.propose(Waiter(Session(), 1, PUT, request), frame)
     follower.turn()
     cluster.world.run(0.5)
     assert failures == ["etcdserver: key is not provided"]

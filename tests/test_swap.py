@@ -18,6 +18,7 @@ from etcdlite.metrics import Metrics
 from etcdlite.plain_txn import PlainTxn, decode_txn
 from etcdlite.proto import DecodeError
 from etcdlite.replica.state import needs_space
+from etcdlite.request import Waiter
 
 THOROUGH = settings(
     max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
@@ -173,7 +174,7 @@ def test_a_swap_is_applied_without_its_messages(value: bytes | None) -> None:
     rig.settle()
     raw = swap(b"k", 0, value).encode()
     request = decode_txn(raw)
-    rig.member.writes.propose((None, 0, TXN, request), frame(1, TXN, 0, raw))
+    rig.member.writes.propose(Waiter(None, 0, TXN, request), frame(1, TXN, 0, raw))
     rig.settle()
     assert rig.member.state.metrics.puts + rig.member.state.metrics.deletes == 1
     assert not vars(request).keys() & {"compare", "success", "failure"}

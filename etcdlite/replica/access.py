@@ -25,7 +25,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.methods import PUT, RANGE
 from etcdlite.raft import Raft
 from etcdlite.replica.state import State
-from etcdlite.request import Checked, Requester, Shares
+from etcdlite.request import Requester, Shares, Waiter
 from etcdlite.rights import Rights
 from etcdlite.tokens import TokenAhead, Tokens
 
@@ -73,7 +73,7 @@ class Access:
         recent = self._recent.get(session.token(request_id))
         return recent is not None and recent[0] == self.auth.revision and recent[2].read.holds(key)
 
-    def check(self, waiter: Checked) -> Author | None:
+    def check(self, waiter: Waiter) -> Author | None:
         """Raise the EtcdError that refuses a request. Returns its author."""
         session, request_id, method, request = waiter
         # Hot path: puts and ranges that are permitted. All others take the slow path.
@@ -110,7 +110,7 @@ class Access:
 
     def admit(
         self,
-        waiter: Checked,
+        waiter: Waiter,
         then: Callable[[EtcdError | None], None],
         size_bytes: int = 0,
         is_current: bool = False,
@@ -122,7 +122,7 @@ class Access:
                 self.check(waiter)
             except EtcdError as refused:
                 again = partial(self.admit, waiter, then, size_bytes)
-                if not self.retry(waiter[0], refused, is_current, again, size_bytes):
+                if not self.retry(waiter.session, refused, is_current, again, size_bytes):
                     then(refused)
                 return
         then(None)

@@ -30,7 +30,7 @@ from etcdlite.methods import HASH_KV
 from etcdlite.raft import LEADER, Raft
 from etcdlite.replica.alarms import CORRUPT
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Done, Read
+from etcdlite.request import Asked, Done, Waiter
 
 ANSWER_TIMEOUT_S = 300.0
 """A large state takes long to hash."""
@@ -63,7 +63,7 @@ class HashCheck:
     within that time after each compaction."""
 
     def __init__(
-        self, state: State, raft: Raft, others: Others, read_now: Callable[[Read], None]
+        self, state: State, raft: Raft, others: Others, read_now: Callable[[Waiter], None]
     ) -> None:
         """`read_now` answers a read from the state of this member."""
         self._state = state
@@ -135,7 +135,7 @@ class HashCheck:
 
     def _hash(self, revision: int, done: Done) -> None:
         request = proto.HashKVRequest(revision=revision, of_members=True)
-        self._read_now((Asked(done), 0, HASH_KV, request))
+        self._read_now(Waiter(Asked(done), 0, HASH_KV, request))
 
     def _begin(self, revision: int, nodes: list[int]) -> None:
         """Compare these members with this one."""

@@ -133,7 +133,7 @@ def decode_requests(data: bytes) -> list[Waiter]:
                 raise DecodeError("a request of an entry is cut off")
             decode = decode_txn if method == TXN else REQUESTS[method].decode
             request = decode(data, at + FRAME_HEADER_BYTES, end)
-            waiters.append((None, request_id, method, request))
+            waiters.append(Waiter(None, request_id, method, request))
             at = end
     except struct.error as failure:
         raise DecodeError("a request of an entry is cut off") from failure

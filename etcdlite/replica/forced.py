@@ -19,6 +19,7 @@ from etcdlite.replica import membership
 from etcdlite.replica.maintenance import Maintenance
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
+from etcdlite.request import Waiter
 
 
 class ForcedCluster:
@@ -71,5 +72,5 @@ class ForcedCluster:
 
     def _propose(self, action: int, node: int) -> None:
         change = proto.MemberChange(action=action, member=proto.Member(ID=node))
-        self._writes.propose_change((None, 0, MEMBER_CHANGE, change))
+        self._writes.propose_change(Waiter(None, 0, MEMBER_CHANGE, change))
         self._batch = self._writes.latest_batch

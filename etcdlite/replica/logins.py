@@ -24,7 +24,7 @@ from etcdlite.methods import REHASH, TOKEN_KEY
 from etcdlite.passwords import MAX_PASSWORD_BYTES, Cost
 from etcdlite.proto import varint
 from etcdlite.replica.state import State
-from etcdlite.request import Read, Session
+from etcdlite.request import Waiter
 from etcdlite.tokens import Tokens
 
 MAX_RUNNING = 2
@@ -55,10 +55,10 @@ class Job:
     """A computation for a thread."""
 
     def __init__(
-        self, waiter: Read, compute: Callable[[], Any], done: Callable[[Any], None]
+        self, waiter: Waiter, compute: Callable[[], Any], done: Callable[[Any], None]
     ) -> None:
         """`done` is called in the loop with the result of `compute`, or with an EtcdError."""
-        self._session, self._request_id, _, _ = waiter
+        self._waiter = waiter
         self._compute = compute
         self._done = done
         self._result: Any = None
@@ -66,12 +66,12 @@ class Job:
     @property
     def host(self) -> str:
         """Where the client is; empty if that is not known."""
-        return str(getattr(self._session, "client", "")).rpartition(":")[0]
+        return str(getattr(self._waiter.session, "client", "")).rpartition(":")[0]
 
     @property
     def is_awaited(self) -> bool:
         """The client still waits for the answer."""
-        return self._session.awaits(self._request_id)
+        return self._waiter.is_awaited
 
     def drop(self) -> None:
         """Do not run: nobody waits for the answer."""
@@ -154,7 +154,7 @@ class Logins:
     # For the handlers.
 
     def hash(
-        self, waiter: Read, name: str, password: str, done: Callable[[str | EtcdError], None]
+        self, waiter: Waiter, name: str, password: str, done: Callable[[str | EtcdError], None]
     ) -> None:
         """Hash a password of this user; `done` gets the hash as requests hold it, in base64. Raises
         EtcdError."""
@@ -164,10 +164,9 @@ class Logins:
 
         self._add(name, password, Job(waiter, compute, done))
 
-    def log_in(self, waiter: Read) -> None:
+    def log_in(self, waiter: Waiter) -> None:
         """Answer an AuthenticateRequest, from a state that is linearizable. Raises EtcdError."""
-        session, request_id, method, request = waiter
-        auth = self._state.auth
+        request, auth = waiter.request, self._state.auth
         if not auth.enabled:
             raise error("AuthNotEnabled")
         if not auth.key and not self.are_under_way:
@@ -180,7 +179,7 @@ class Logins:
             if not password:
                 raise error("AuthFailed")
             self._tokens.author(auth, password)
-            self._answer(session, request_id, method, password)
+            self._answer(waiter, password)
             return
         user = auth.user(name)
         has_password = user is not None and not (user.options and user.options.no_password)
@@ -205,22 +204,21 @@ class Logins:
         def done(result: tuple[str, bytes] | EtcdError) -> None:
             if isinstance(result, EtcdError):
                 if result.code != CANCELED:  # The client may just have given up.
-                    known = {"user_name": name, "client": getattr(session, "client", "")}
+                    known = {"user_name": name, "client": getattr(waiter.session, "client", "")}
                     log.warn("a login failed", "failed login", why=result.text, **known)
-                session.fail(request_id, method, result)
+                waiter.fail(result)
                 return
             token, new = result
             if new:
                 self._propose(REHASH, proto.Rehash(name=name, old=stored, new=new))
-            self._answer(session, request_id, method, token)
+            self._answer(waiter, token)
 
         self._add(name, password, Job(waiter, compute, done))
 
-    def _answer(self, session: Session, request_id: int, method: int, token: str) -> None:
-        session.logged_in(token)
+    def _answer(self, waiter: Waiter, token: str) -> None:
+        waiter.session.logged_in(token)
         body = token.encode()
-        answer = self._state.header + b"\x12" + varint(len(body)) + body
-        session.reply(request_id, method, answer)
+        waiter.reply(self._state.header + b"\x12" + varint(len(body)) + body)
 
     def _add(self, name: str, password: str, job: Job) -> None:
         if len(password.encode()) > MAX_PASSWORD_BYTES:

@@ -242,8 +242,8 @@ class Maintenance:
 
     def _answer_compactions(self) -> None:
         header = self._state.identity.header(self._state.store.revision)
-        for session, request_id, method in self._state.awaiting_compaction:
-            session.reply(request_id, method, header)
+        for waiter in self._state.awaiting_compaction:
+            waiter.reply(header)
         self._state.awaiting_compaction.clear()
 
     # Jobs.

@@ -45,7 +45,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Done, Read, Session, Shares, Steps, fail_all, warn_slow
+from etcdlite.request import Asked, Done, Session, Shares, Steps, Waiter, fail_all, warn_slow
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -70,7 +70,7 @@ class Group:
 
     __slots__ = ("asked_at", "large_bytes", "reads", "since")
 
-    def __init__(self, since: float, reads: list[Read], large_bytes: int) -> None:
+    def __init__(self, since: float, reads: list[Waiter], large_bytes: int) -> None:
         self.since = since
         self.large_bytes = large_bytes
         """The size of those with more than `LARGE_BYTES`."""
@@ -122,11 +122,11 @@ class _Line:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.reads: deque[tuple[Steps | None, Read, float]] = deque()
+        self.reads: deque[tuple[Steps | None, Waiter, float]] = deque()
         """(steps, read, since): reads that wait, and when they began to. Only late answers have
         steps already."""
         self.steps: Steps | None = None
-        self.read: Read | None = None
+        self.read: Waiter | None = None
         """The read under way."""
         self.since = 0.0
         """When it began to wait."""
@@ -155,13 +155,13 @@ class Reads:
     ) -> None:
         self.streamed = Shares()
         """Answers that are being sent while they are read."""
-        self.new: list[Read] = []
+        self.new: list[Waiter] = []
         """Reads for the next round."""
         self._new_large_bytes = 0
         """The size of those with more than `LARGE_BYTES`."""
         self._large_bytes = 0
         """The size of all reads with more than `LARGE_BYTES` that wait for a round, new or not."""
-        self.ready: deque[tuple[int, list[Read], float]] = deque()
+        self.ready: deque[tuple[int, list[Waiter], float]] = deque()
         """(index, reads, since): reads that may be answered once this index is applied, and when
         they began to wait; 0 if they did not have to."""
         self._since = 0.0
@@ -169,7 +169,7 @@ class Reads:
         self._warn_s = options.warn_apply_s
         self.slow: deque[_Line] = deque()
         """Lines in the order of their turns, without those that are held or wait for a slot."""
-        self.background: deque[Read] = deque()
+        self.background: deque[Waiter] = deque()
         """Reads in `BACKGROUND`. The first one is under way."""
         self._background_shares = Shares()
         self._background_steps: Steps | None = None
@@ -218,25 +218,25 @@ class Reads:
 
     # Accepting reads.
 
-    def read(self, read: Read, size_bytes: int = 0) -> None:
+    def read(self, read: Waiter, size_bytes: int = 0) -> None:
         """Answer a read once it is linearizable. `size_bytes`: of the request, if that may be
         large."""
         learners = self._raft.learners
         if learners and self._state.identity.member_id in learners:
-            fail_all([read], error("NotSupportedForLearner"))
+            read.fail(error("NotSupportedForLearner"))
             return
         if size_bytes > LARGE_BYTES:
             if self._large_bytes + size_bytes > MAX_LARGE_BYTES:
-                fail_all([read], error("RequestTooManyRequests"))
+                read.fail(error("RequestTooManyRequests"))
                 return
             self._large_bytes += size_bytes
             self._new_large_bytes += size_bytes
         self.new.append(read)
 
-    def read_now(self, read: Read, size_bytes: int = 0) -> None:
+    def read_now(self, read: Waiter, size_bytes: int = 0) -> None:
         """Answer a serializable read from what is applied here. If that does not permit the read,
         it waits until the state is current. `size_bytes` as for `read`."""
-        group: tuple[int, list[Read], float] = (0, [read], 0.0)
+        group: tuple[int, list[Waiter], float] = (0, [read], 0.0)
         if self._state.auth.enabled:
             # A read that is refused is refused again when it is served.
             ready = self.ready
@@ -248,11 +248,16 @@ class Reads:
         self, session: Session, request_id: int, author: Author | None, lease_id: int
     ) -> None:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
-        self.ready.append((0, [(session, request_id, methods.KEEP_ALIVE, (author, lease_id))], 0.0))
+        read = Waiter(session, request_id, methods.KEEP_ALIVE, (author, lease_id))
+        self.ready.append((0, [read], 0.0))
 
     def once_current(self, done: Done, size_bytes: int = 0) -> None:
         """As `read`, only to call `done` once all that is committed now is applied here."""
-        self.read((Asked(done), 0, methods.KEEP_ALIVE, None), size_bytes)
+        self.read(_nothing(done), size_bytes)
+
+    def later(self, done: Done) -> None:
+        """Call `done` in the turn of a small read that came now."""
+        self.read_now(_nothing(done))
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
@@ -310,7 +315,7 @@ class Reads:
             reads = group.reads
             self._empty(group)
             for read in reads:
-                fail_all([read], error("Timeout"))
+                read.fail(error("Timeout"))
                 yield
 
     def tick(self, now: float) -> None:
@@ -362,9 +367,9 @@ class Reads:
             if self._slice_is_over():
                 return
 
-    def _warn_if_slow(self, since: float, reads: list[Read]) -> None:
+    def _warn_if_slow(self, since: float, reads: list[Waiter]) -> None:
         took_s = self._state.clock() - since
-        if took_s > self._warn_s and reads[0][2] in (methods.RANGE, methods.TXN):
+        if took_s > self._warn_s and reads[0].method in (methods.RANGE, methods.TXN):
             self._state.metrics.slow_applies += 1
             warn_slow("read", took_s, self._warn_s, reads)
 
@@ -384,10 +389,10 @@ class Reads:
                 self.ready.append((index, reads, since))
                 continue
             self._since = since
-            if self._as_of is not None and not all(read[2] in SERVED_BESIDE for read in reads):
-                others = [read for read in reads if read[2] not in SERVED_BESIDE]
+            if self._as_of is not None and not all(read.method in SERVED_BESIDE for read in reads):
+                others = [read for read in reads if read.method not in SERVED_BESIDE]
                 self.ready.append((index, others, since))
-                reads = [read for read in reads if read[2] in SERVED_BESIDE]
+                reads = [read for read in reads if read.method in SERVED_BESIDE]
             for at, read in enumerate(reads, 1):
                 quick = self._serve(read)
                 if (not quick or at % step_reads == 0) and self._slice_is_over():
@@ -397,7 +402,7 @@ class Reads:
             if since and reads:
                 self._warn_if_slow(since, reads)
 
-    def _serve(self, read: Read) -> bool:
+    def _serve(self, read: Waiter) -> bool:
         """Answer a read, begin it or enqueue it. Returns False if it did a step of a long read."""
         session, request_id, method, request = read
         state = self._state
@@ -427,16 +432,16 @@ class Reads:
         except RightsUnknown:
             pass
         except EtcdError as refused:
-            session.fail(request_id, method, refused)
+            read.fail(refused)
             return True
-        if not session.awaits(request_id):
-            session.reply(request_id, method, b"")
+        if not read.is_awaited:
+            read.reply(b"")
             return True
         if method in BACKGROUND:
             if self._background_shares.take(session, state.store.limits.max_background_reads):
                 self.background.append(read)
             else:
-                session.fail(request_id, method, error("RequestTooManyRequests"))
+                read.fail(error("RequestTooManyRequests"))
             return True
         if self._lines:
             self._enqueue(read)
@@ -450,7 +455,7 @@ class Reads:
             self.slow.append(line)
         return False
 
-    def _steps(self, read: Read) -> Steps:
+    def _steps(self, read: Waiter) -> Steps:
         session, _, method, request = read
         if method == methods.RANGE and getattr(session, "streams_ranges", False):
             steps = _streamable_range(self._state, request)
@@ -458,7 +463,7 @@ class Reads:
             steps = READERS[method](self._state, request)
         return self._checked(read, steps) if self._state.auth.enabled else steps
 
-    def _checked(self, read: Read, steps: Steps) -> Steps:
+    def _checked(self, read: Waiter, steps: Steps) -> Steps:
         """`steps`, if the user may make this read. Raises EtcdError."""
         _, _, method, request = read
         auth = self._state.auth
@@ -483,9 +488,8 @@ class Reads:
             raise error("AuthOldRevision")
         return answer
 
-    def _enqueue(self, read: Read, steps: Steps | None = None) -> None:
-        session, request_id, method, _ = read
-        owner = _line_owner(session)
+    def _enqueue(self, read: Waiter, steps: Steps | None = None) -> None:
+        owner = _line_owner(read.session)
         line = self._lines.get(owner)
         if line is None:
             line = self._lines[owner] = _Line(owner)
@@ -494,7 +498,7 @@ class Reads:
             len(line.reads) >= self._state.store.limits.max_waiting_reads_per_session
             or self._waiting_count >= self._state.store.limits.max_waiting_reads
         ):
-            session.fail(request_id, method, error("RequestTooManyRequests"))
+            read.fail(error("RequestTooManyRequests"))
             return
         line.reads.append((steps, read, self._since or self._state.clock()))
         self._waiting_count += 1
@@ -507,14 +511,15 @@ class Reads:
             return line.is_held or not line.reads or self._as_of is None
         steps, read = line.steps, line.read
         assert steps is not None and read is not None
-        session, request_id, method, _ = read
-        if not session.awaits(request_id):
+        if not read.is_awaited:
             steps.close()
-            session.reply(request_id, method, b"")
+            read.reply(b"")
             self._end(line)
-        elif method == methods.TXN and line.spent_steps > MAX_TXN_STEPS and self._awaiting_slot:
+        elif (
+            read.method == methods.TXN and line.spent_steps > MAX_TXN_STEPS and self._awaiting_slot
+        ):
             steps.close()
-            session.fail(request_id, method, READS_TOO_MUCH)
+            read.fail(READS_TOO_MUCH)
             self._end(line)
         elif _advance(steps, read):
             self._warn_if_slow(max(line.since, line.resumed_at), [read])
@@ -540,20 +545,19 @@ class Reads:
         dropped = 0
         while line.reads:
             steps, read, since = line.reads[0]
-            session, request_id, method, _ = read
             # A late answer to a write was begun before, so that what it needs is pinned.
-            if self._as_of is not None and steps is None and method not in SERVED_BESIDE:
+            if self._as_of is not None and steps is None and read.method not in SERVED_BESIDE:
                 self.slow.append(line)
                 return False
-            is_awaited = session.awaits(request_id)
-            if is_awaited and session.is_blocked:
+            is_awaited = read.is_awaited
+            if is_awaited and read.session.is_blocked:
                 line.is_held = True
                 self._free_slot(line)
                 return False
             line.reads.popleft()
             self._waiting_count -= 1
             if steps is None and not is_awaited:
-                session.reply(request_id, method, b"")
+                read.reply(b"")
                 dropped += 1
                 if dropped >= DROPPED_PER_STEP and line.reads:
                     self.slow.append(line)
@@ -603,18 +607,18 @@ class Reads:
         """Do steps of the reads in `BACKGROUND` until `is_over`. Only while no entry is applied in
         part."""
         while self.background:
-            session, request_id, method, _ = read = self.background[0]
+            read = self.background[0]
             steps = self._background_steps
             if steps is None:
                 steps = self._background_steps = self._steps(read)
-            is_awaited = session.awaits(request_id)
+            is_awaited = read.is_awaited
             if not is_awaited:
                 steps.close()
-                session.reply(request_id, method, b"")
+                read.reply(b"")
             if not is_awaited or _advance(steps, read):
                 self._background_steps = None
                 self.background.popleft()
-                self._background_shares.free(session)
+                self._background_shares.free(read.session)
             if is_over():
                 return
 
@@ -646,32 +650,35 @@ class Reads:
             self.slow.append(line)
 
 
-def _advance(steps: Steps, read: Read) -> bool:
+def _nothing(done: Done) -> Waiter:
+    """A read of nothing, whose answer calls `done`."""
+    return Waiter(Asked(done), 0, methods.KEEP_ALIVE, None)
+
+
+def _advance(steps: Steps, read: Waiter) -> bool:
     """Do one step of a read. Returns whether it is answered."""
-    session, request_id, method, _ = read
     try:
         next(steps)
     except StopIteration as done:
-        session.reply(request_id, method, done.value)
+        read.reply(done.value)
     except EtcdError as failure:
-        session.fail(request_id, method, failure)
+        read.fail(failure)
     except DataDamaged as damage:
         _fail_damaged(read, damage)
     except MemoryError:
         # A read changes nothing, and what it had is free now. Other work without memory ends the
         # process.
         log.error(NO_MEMORY.text, "no memory for an answer", 0.1)
-        session.fail(request_id, method, NO_MEMORY)
+        read.fail(NO_MEMORY)
     else:
         return False
     return True
 
 
-def _fail_damaged(read: Read, damage: DataDamaged) -> None:
+def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
     """Fail one read, because a record that it needs is damaged."""
-    session, request_id, method, _ = read
     damage.report()
-    session.fail(request_id, method, error("Corrupt"))
+    read.fail(error("Corrupt"))
 
 
 # Readers: one per method. Each is a generator that returns the response with its header.

@@ -33,7 +33,7 @@ from etcdlite.replica.alarms import CORRUPT, NOSPACE, Alarms
 from etcdlite.replica.cluster_version import ClusterVersion
 from etcdlite.replica.membership import CHANGES, Membership
 from etcdlite.replica.timeline import Timeline
-from etcdlite.request import Read, Session, Steps, Waiter
+from etcdlite.request import Steps, Waiter
 from etcdlite.rights import KeySet
 from etcdlite.storage.disk import NO_SPACE
 from etcdlite.storage.layout import LEASE
@@ -73,10 +73,10 @@ class State:
         self.alarms = Alarms(store, identity.member_id, propose, clock, options)
         self.cluster_version = ClusterVersion(store)
         self.timeline = Timeline(store, self.cluster_version)
-        self.awaiting_compaction: list[tuple[Session, int, int]] = []
+        self.awaiting_compaction: list[Waiter] = []
         """(session, request id, method) of physical compactions, to be answered when the superseded
         versions are dropped."""
-        self.late_answers: deque[tuple[Steps, Read]] = deque()
+        self.late_answers: deque[tuple[Steps, Waiter]] = deque()
         """Writes that are applied; the steps read the answers. They are begun already, so that what
         they need is pinned."""
         self.outdated: list[tuple[Waiter, EtcdError, Author | None]] = []
@@ -203,7 +203,7 @@ class State:
                             # The answer is finished as a read.
                             steps = _late_steps(applied, store, header(store.end_revision()))
                             next(steps)
-                            late.append((steps, (session, request_id, method, request)))
+                            late.append((steps, waiter))
                             continue
                 else:
                     step_left = 0  # Some take milliseconds.
@@ -211,7 +211,7 @@ class State:
                     answer = done if isinstance(done, bytes) else (yield from done) or b""
                     if len(answer) > store.limits.step_bytes and session is not None:
                         steps = join_steps((header(store.end_revision()), answer), store.limits)
-                        late.append((steps, (session, request_id, method, request)))
+                        late.append((steps, waiter))
                         continue
                 revision = store.end_revision()
             except EtcdError as failure:
@@ -219,21 +219,20 @@ class State:
                 failed.append(method)
                 if auth.enabled and failure.name in _OUTDATED:
                     self.outdated.append((waiter, failure, auth.author))
-                elif session is not None:
-                    session.fail(request_id, method, failure)
+                else:
+                    waiter.fail(failure)
                 continue
             except txn.Unanswerable as missing:
                 # Applied as on every other member; only the answer is missing.
                 store.end_revision()
                 if missing.damage is not None:
                     missing.damage.report()
-                if session is not None:
-                    session.fail(request_id, method, missing.failure)
+                waiter.fail(missing.failure)
                 continue
             if session is None:
                 continue
             if method == methods.COMPACT and request.physical:
-                self.awaiting_compaction.append((session, request_id, method))
+                self.awaiting_compaction.append(waiter)
             else:
                 session.reply(request_id, method, header(revision) + answer)
         if plain_puts:

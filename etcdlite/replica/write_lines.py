@@ -28,7 +28,7 @@ class WriteLines(dict[Any, "deque[Waiting]"]):
     """The lines, by connection. No line is empty."""
 
     def add(self, write: Waiting) -> None:
-        self.setdefault(connection(write.waiter[0]), deque()).append(write)
+        self.setdefault(connection(write.waiter.session), deque()).append(write)
 
     def take(self, count: int, size_bytes: int) -> Iterator[Waiting]:
         """The next writes in turn: at most this many, and about this many bytes."""

@@ -167,10 +167,10 @@ class Writes:
     def propose(self, waiter: Waiter, frame: bytes, is_current: bool = False) -> None:
         """Replicate and apply a write; `frame` is the request as a native frame. The session gets
         the answer. `is_current`: see `Access.retry`. Never raises."""
-        session, request_id, method, _ = waiter
+        session, _, method, request = waiter
         learners = self._raft.learners
         if learners and session is not None and self._state.identity.member_id in learners:
-            session.fail(request_id, method, error("NotSupportedForLearner"))
+            waiter.fail(error("NotSupportedForLearner"))
             return
         if method in methods.SINCE:
             self._has_newer = True
@@ -178,21 +178,20 @@ class Writes:
         proposed_bytes = self._alarms.proposed_bytes + size
         if proposed_bytes > MAX_PROPOSED_BYTES and not self._exceed_limit(session, proposed_bytes):
             self._metrics.proposals_failed += 1
-            if session is not None:
-                session.fail(request_id, method, error("RequestTooManyRequests"))
+            waiter.fail(error("RequestTooManyRequests"))
             return
         if self._author is not None or self._state.auth.enabled or self._alarms.kinds:
             try:
                 author = None
                 if self._state.auth.enabled:
                     author = self._access.check(waiter)
-                if NOSPACE in self._alarms.kinds and needs_space(method, waiter[3]):
+                if NOSPACE in self._alarms.kinds and needs_space(method, request):
                     raise error("NoSpace")  # So that the log does not grow by refused writes.
             except EtcdError as refused:
                 assert session is not None, "a member may do everything"
                 again = partial(self.propose, waiter, frame)
                 if not self._access.retry(session, refused, is_current, again, len(frame)):
-                    session.fail(request_id, method, refused)
+                    waiter.fail(refused)
                 return
             if author is not self._author and author != self._author:
                 self._name_author(author)
@@ -228,9 +227,8 @@ class Writes:
         try:
             check(method, request)
         except EtcdError as failure:
-            if session is not None:
-                session.fail(request_id, method, failure)
-            elif not log.limited("invalid write"):
+            waiter.fail(failure)
+            if session is None and not log.limited("invalid write"):
                 log.error("a request made by this member itself is invalid", why=failure.text)
             return
         frame = native_frame(request_id & 0xFFFFFFFF or 1, method, 0, request.encode())
@@ -243,19 +241,19 @@ class Writes:
         outdated, self._state.outdated = self._state.outdated, []
         if not is_own:
             return
-        for (session, request_id, method, request), failure, author in outdated:
+        for waiter, failure, author in outdated:
             try:
-                is_same = author == self._access.author(session, request_id)
+                is_same = author == self._access.author(waiter.session, waiter.request_id)
             except EtcdError:
                 is_same = False  # `propose_message` refuses it with the reason.
-            if is_same and session is not None:
-                session.fail(request_id, method, failure)
-            elif not is_same:
-                self.propose_message((session, request_id, method, request))
+            if is_same:
+                waiter.fail(failure)
+            else:
+                self.propose_message(waiter)
 
     def propose_own(self, method: int, request: proto.Message) -> None:
         """As `propose`, for a request of this member itself."""
-        self.propose_message((None, 0, method, request))
+        self.propose_message(Waiter(None, 0, method, request))
 
     def propose_once(self, requests: Sequence[tuple[int, proto.Message]]) -> int:
         """Propose requests that this member made as the leader. Returns the index of the entry; 0
@@ -274,9 +272,10 @@ class Writes:
 
     def propose_change(self, waiter: Waiter) -> None:
         """Propose the `MemberChange` of a waiter. Only the leader calls this. Raises EtcdError."""
-        if waiter[0] is not None and not self._changes.take(waiter[0], MAX_CHANGES):
+        session = waiter.session
+        if session is not None and not self._changes.take(session, MAX_CHANGES):
             raise error("RequestTooManyRequests")
-        frame = native_frame(1, methods.MEMBER_CHANGE, 0, waiter[3].encode())
+        frame = native_frame(1, methods.MEMBER_CHANGE, 0, waiter.request.encode())
         self._propose_entry(ENTRY_CONF_CHANGE, [waiter], [frame], self._state.clock())
 
     def accept_forwarded(self, node: int, term: int, data: bytes) -> None:
@@ -341,11 +340,11 @@ class Writes:
             if size and size + len(frame) > entry_bytes:
                 self._propose_entry(ENTRY_NORMAL, some, some_frames, since)
                 some, some_frames, size = [], [], 0
-                if author is not None and waiter[2] != methods.AUTHOR:
+                if author is not None and waiter.method != methods.AUTHOR:
                     # Each entry begins without an author.
                     self._alarms.proposed_bytes += len(author[1]) + REQUEST_BYTES
                     some, some_frames = [author[0]], [author[1]]
-            if waiter[2] == methods.AUTHOR:
+            if waiter.method == methods.AUTHOR:
                 author = (waiter, frame)
             some.append(waiter)
             some_frames.append(frame)
@@ -360,7 +359,7 @@ class Writes:
         self._exceeding.clear()
         author = None
         for waiter, frame in zip(waiters, frames, strict=True):
-            if waiter[2] == methods.AUTHOR:
+            if waiter.method == methods.AUTHOR:
                 author = (waiter, frame)
                 self._alarms.proposed_bytes -= len(frame) + REQUEST_BYTES
             else:
@@ -386,7 +385,7 @@ class Writes:
         self.latest_batch = number = self.latest_batch + 1
         needs = OLDEST
         if self._has_newer:
-            needs = max(methods.SINCE.get(waiter[2], OLDEST) for waiter in waiters)
+            needs = max(methods.SINCE.get(waiter.method, OLDEST) for waiter in waiters)
         data = encode_entry(self._state.identity.member_id, number, frames, needs)
         size = len(data) - ENTRY_HEADER.size + REQUEST_BYTES * len(frames)
         if kind == ENTRY_CONF_CHANGE:
@@ -397,7 +396,7 @@ class Writes:
         count = len(waiters)
         self._metrics.proposals_pending += count
         if self._state.auth.enabled:
-            count -= [waiter[2] for waiter in waiters].count(methods.AUTHOR)
+            count -= [waiter.method for waiter in waiters].count(methods.AUTHOR)
         self._metrics.batch_requests.observe(count)
         self._try_propose(number, batch)
 
@@ -497,8 +496,8 @@ class Writes:
                 waiters = self._decoded(entry)
         if data[0] != ENTRY_VERSION and needed_version(data) > self._state.cluster_version.allowed:
             # It was proposed before the version went down. Every member skips it.
-            fail_all([waiter for waiter in waiters if waiter[2] in methods.SINCE], _not_allowed())
-            waiters = [waiter for waiter in waiters if waiter[2] == methods.SET_CLUSTER_VERSION]
+            fail_all([w for w in waiters if w.method in methods.SINCE], _not_allowed())
+            waiters = [w for w in waiters if w.method == methods.SET_CLUSTER_VERSION]
         return waiters, since
 
     def _decoded(self, entry: Entry) -> list[Waiter]:
@@ -520,7 +519,7 @@ class Writes:
         self._alarms.proposed_bytes -= batch.size_bytes
         self._in_flight_bytes -= batch.size_bytes
         self._metrics.proposals_pending -= len(batch.waiters)
-        if batch.kind == ENTRY_CONF_CHANGE and (session := batch.waiters[0][0]) is not None:
+        if batch.kind == ENTRY_CONF_CHANGE and (session := batch.waiters[0].session) is not None:
             self._changes.free(session)
         return batch
 
@@ -536,12 +535,12 @@ class Writes:
             for write in some:
                 self._alarms.proposed_bytes -= len(write.frame) + REQUEST_BYTES
                 self._metrics.proposals_failed += 1
-                fail_all([write.waiter], self._timeout_error(write.since))
+                write.waiter.fail(self._timeout_error(write.since))
                 yield
 
     def _give_up(self, number: int, failure: EtcdError) -> None:
         waiters = self._drop(number).waiters
-        self._metrics.proposals_failed += sum(waiter[2] != methods.AUTHOR for waiter in waiters)
+        self._metrics.proposals_failed += sum(waiter.method != methods.AUTHOR for waiter in waiters)
         fail_all(waiters, failure)
 
     def restored(self) -> None:
@@ -563,7 +562,8 @@ def _author_request(author: Author | None) -> tuple[Waiter, bytes]:
     """The request that names the author of those after it in an entry, and its frame."""
     name, revision, is_member = author or ("", 0, False)
     request = proto.Author(name=name, revision=revision, is_member=is_member)
-    return (None, 0, methods.AUTHOR, request), native_frame(1, methods.AUTHOR, 0, request.encode())
+    waiter = Waiter(None, 0, methods.AUTHOR, request)
+    return waiter, native_frame(1, methods.AUTHOR, 0, request.encode())
 
 
 def _check(kind: int, method: int, request: Any) -> None:
@@ -584,7 +584,7 @@ def _valid(entry: Entry, waiters: list[Waiter]) -> list[Waiter]:
         for _, _, method, request in waiters:
             checks[method](request)
     except (EtcdError, KeyError):
-        return [waiter for waiter in waiters if _has_effect(entry, waiter[2], waiter[3])]
+        return [waiter for waiter in waiters if _has_effect(entry, waiter.method, waiter.request)]
     return waiters
 
 

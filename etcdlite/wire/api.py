@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import etcdlite
 from etcdlite import methods, proto, txn
@@ -31,7 +31,7 @@ from etcdlite.replica.alarms import MAX_ALARMS, alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
-from etcdlite.request import Asked, Done, Read, Session, pass_on
+from etcdlite.request import Asked, Done, Waiter
 from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
@@ -47,35 +47,36 @@ UNREADABLE = (INTERNAL, "etcdlite: the answer of the leader cannot be read; ask 
 _FEW_OPS = 8
 """The memory of a transaction with no more operations than this is not counted."""
 
-Handler = Callable[[Member, Read, bytes], None]
-"""(member, who waits for the answer to which request, the request as a native frame)"""
+Handler = Callable[[Member, Waiter, bytes], None]
+"""(member, who waits for the answer to which request, the request as a native frame of which only
+the length counts for a read)"""
 
 
-def _put(member: Member, waiter: Read, frame: bytes) -> None:
-    txn.check_put(waiter[3])
+def _put(member: Member, waiter: Waiter, frame: bytes) -> None:
+    txn.check_put(waiter.request)
     member.state.alarms.check_space(len(frame))
     member.writes.propose(waiter, frame)
 
 
-def _range(member: Member, read: Read, frame: bytes) -> None:
-    request = read[3]
+def _range(member: Member, waiter: Waiter, frame: bytes) -> None:
+    request = waiter.request
     if len(request.__dict__) > 1 or not request.key:
         txn.check_range(request)  # A key alone needs no check.
     if request.serializable:
         # Hot path: `_read_now`, inlined.
         if member.catch_up.is_behind:
             raise behind_error()
-        member.reads.read_now(read, len(frame))
+        member.reads.read_now(waiter, len(frame))
     else:
-        member.reads.read(read, len(frame))
+        member.reads.read(waiter, len(frame))
 
 
-def _delete_range(member: Member, waiter: Read, frame: bytes) -> None:
-    txn.check_delete_range(waiter[3])
+def _delete_range(member: Member, waiter: Waiter, frame: bytes) -> None:
+    txn.check_delete_range(waiter.request)
     member.writes.propose(waiter, frame)
 
 
-def _txn(member: Member, waiter: Read, frame: bytes) -> None:
+def _txn(member: Member, waiter: Waiter, frame: bytes) -> None:
     session, request_id, method, request = waiter
     ops = txn.check_txn(request, member.options.max_txn_ops)
     if ops > _FEW_OPS and isinstance(session, ClientSession):
@@ -90,97 +91,68 @@ def _txn(member: Member, waiter: Read, frame: bytes) -> None:
         member.reads.read(waiter, len(frame))
 
 
-def _read_now(member: Member, read: Read, frame: bytes) -> None:
+def _read_now(member: Member, waiter: Waiter, frame: bytes) -> None:
     if member.catch_up.is_behind:
         raise behind_error()
-    member.reads.read_now(read, len(frame))
+    member.reads.read_now(waiter, len(frame))
 
 
-class Received(NamedTuple):
-    """A request for a `Handler` of any but the most frequent methods; the first four are a
-    `Waiter`."""
-
-    session: Session
-    request_id: int
-    method: int
-    request: Any
-    frame: bytes
-
-    def answer(self, answer: bytes | EtcdError) -> None:
-        """Answer it with an encoded response or an error."""
-        pass_on(self.session, self.request_id, self.method, answer)
-
-    def admit(self, member: Member, do: Callable[[], None]) -> None:
-        """Call `do`, which may raise EtcdError, if the user may make this request. An error is
-        sent to the session."""
-        member.access.admit(self[:4], self.then(do), len(self.frame))
-
-    def then(self, do: Callable[[], None]) -> Callable[[object], None]:
-        """A callback that calls `do`, which may raise EtcdError, unless it gets an EtcdError. An
-        error is sent to the session."""
-
-        def done(outcome: object) -> None:
-            if isinstance(outcome, EtcdError):
-                self.answer(outcome)
-                return
-            try:
-                do()
-            except EtcdError as failure:
-                self.answer(failure)
-
-        return done
+def _admit(member: Member, waiter: Waiter, frame: bytes, do: Callable[[], None]) -> None:
+    """Call `do`, which may raise EtcdError, if the user may make this request. The error that
+    refuses it is the answer."""
+    member.access.admit(waiter, waiter.then(do), len(frame))
 
 
-def _propose(member: Member, received: Received) -> None:
-    checks.check(received.method, received.request)
-    member.writes.propose(received[:4], received.frame)
+def _propose(member: Member, waiter: Waiter, frame: bytes) -> None:
+    checks.check(waiter.method, waiter.request)
+    member.writes.propose(waiter, frame)
 
 
-def _alarm(member: Member, received: Received) -> None:
-    alarms, request = member.state.alarms, received.request
+def _alarm(member: Member, waiter: Waiter, frame: bytes) -> None:
+    alarms, request = member.state.alarms, waiter.request
     if (
         request.action == proto.AlarmRequest.ACTIVATE
         and len(list(alarms)) >= MAX_ALARMS
         and (request.memberID, request.alarm) not in alarms
     ):
         raise error("RequestTooManyRequests")
-    _propose(member, received)
+    _propose(member, waiter, frame)
 
 
-def _read(member: Member, received: Received) -> None:
-    member.reads.read(received[:4], len(received.frame))
+def _read(member: Member, waiter: Waiter, frame: bytes) -> None:
+    member.reads.read(waiter, len(frame))
 
 
-def _hash_kv(member: Member, received: Received) -> None:
+def _hash_kv(member: Member, waiter: Waiter, frame: bytes) -> None:
     # Members of all versions compare the same hash with each other, clients that of etcd.
-    request = received.request
-    request.of_members = request.of_members or received.session.is_member
+    request = waiter.request
+    request.of_members = request.of_members or waiter.session.is_member
     if member.catch_up.is_behind:
         raise behind_error()
-    read = partial(member.reads.read_now, received[:4], len(received.frame))
+    read = partial(member.reads.read_now, waiter, len(frame))
     when_loaded(() if request.of_members else HASH_MODULES, member.run_task, read)
 
 
-def _lease_grant(member: Member, received: Received) -> None:
-    member.state.alarms.check_space(len(received.frame))
-    request = received.request
+def _lease_grant(member: Member, waiter: Waiter, frame: bytes) -> None:
+    member.state.alarms.check_space(len(frame))
+    request = waiter.request
     if request.ID != 0:
-        _propose(member, received)
+        _propose(member, waiter, frame)
     else:
         # Chosen here, before it is proposed, so that every member applies the same id.
         while request.ID == 0 or member.state.lessor.exists(request.ID):
             request.ID = member.rng.getrandbits(63)
-        member.writes.propose_message(received[:4])
+        member.writes.propose_message(waiter)
 
 
-def _member_list(member: Member, received: Received) -> None:
-    if received.request.linearizable:
-        member.reads.read(received[:4])
+def _member_list(member: Member, waiter: Waiter, frame: bytes) -> None:
+    if waiter.request.linearizable:
+        member.reads.read(waiter)
     else:
-        member.reads.read_now(received[:4], len(received.frame))
+        member.reads.read_now(waiter, len(frame))
 
 
-def _status(member: Member, received: Received) -> None:
+def _status(member: Member, waiter: Waiter, frame: bytes) -> None:
     raft, store = member.raft, member.state.store
     problems = []
     if not raft.leader:
@@ -210,53 +182,54 @@ def _status(member: Member, received: Received) -> None:
     target = member.state.cluster_version.target
     if target is not None:
         response.downgradeInfo = proto.DowngradeInfo(enabled=True, targetVersion=target.full)
-    received.answer(member.identity.header(store.revision) + response.encode())
+    waiter.reply(member.identity.header(store.revision) + response.encode())
 
 
-def _time_to_live(member: Member, received: Received, is_current: bool = False) -> None:
+def _time_to_live(member: Member, waiter: Waiter, frame: bytes, is_current: bool = False) -> None:
     """`is_current`: what was committed when the request came is applied."""
     if member.state.lessor.promoted:
         if is_current:
-            member.reads.read_now(received[:4])
+            member.reads.read_now(waiter)
         else:  # By then another member may lead.
-            _once_current(member, received, partial(_time_to_live, member, received, True))
+            current = partial(_time_to_live, member, waiter, frame, True)
+            _once_current(member, waiter, frame, current)
         return
     auth = member.state.auth
-    ask = partial(_ask_leader, member, received, _time_to_live)
+    ask = partial(_ask_leader, member, waiter, frame, _time_to_live)
     if not auth.enabled:
-        ask(received.answer)
+        ask(waiter.answer)
         return
 
     def answered(answer: bytes | EtcdError, is_current: bool = False) -> None:
         """The leader does not know the user, so this member checks the keys."""
-        session = received.session
+        session, request_id, _, request = waiter
         try:
             if isinstance(answer, EtcdError):
-                received.answer(answer)
+                waiter.fail(answer)
                 return
-            author = member.access.author(session, received.request_id) if auth.enabled else OWN
-            if received.request.keys and not (author is not None and author.is_member):
+            author = member.access.author(session, request_id) if auth.enabled else OWN
+            if request.keys and not (author is not None and author.is_member):
                 rights = auth.rights(author)
                 for key in proto.LeaseTimeToLiveResponse.decode(answer).keys:
                     rights.check_read(key)
-            received.answer(answer)
+            waiter.reply(answer)
         except EtcdError as failure:
             if not member.access.retry(session, failure, is_current, partial(answered, answer)):
-                received.answer(failure)
+                waiter.fail(failure)
         except proto.DecodeError:
-            received.answer(EtcdError(*UNREADABLE))
+            waiter.fail(EtcdError(*UNREADABLE))
 
-    received.admit(member, partial(ask, answered))
+    _admit(member, waiter, frame, partial(ask, answered))
 
 
 def _ask_leader(
-    member: Member, received: Received, handle: Callable[[Member, Received], None], answered: Done
+    member: Member, waiter: Waiter, frame: bytes, handle: Handler, answered: Done
 ) -> None:
     """Have the leader answer a request. If this member becomes the leader, `handle` does it."""
     if member.is_learner:
         raise error("NotSupportedForLearner")
-    again = partial(received.then(partial(handle, member, received)), None)
-    _ask(member, received.method, received.frame[FRAME_HEADER_BYTES:], answered, again)
+    again = partial(waiter.then(partial(handle, member, waiter, frame)), None)
+    _ask(member, waiter.method, frame[FRAME_HEADER_BYTES:], answered, again)
 
 
 def _ask(
@@ -273,35 +246,31 @@ def _ask(
     member.questions.ask(method, body, done)
 
 
-def _on_leader(
-    handle: Callable[[Member, Received], None], member: Member, received: Received
-) -> None:
+def _on_leader(handle: Handler, member: Member, waiter: Waiter, frame: bytes) -> None:
     """Call `handle` if this member leads; else have the leader answer."""
     if member.leads:
-        handle(member, received)
+        handle(member, waiter, frame)
     else:
-        _ask_leader(member, received, partial(_on_leader, handle), received.answer)
+        _ask_leader(member, waiter, frame, partial(_on_leader, handle), waiter.answer)
 
 
-def _once_current(member: Member, received: Received, do: Callable[[], None]) -> None:
+def _once_current(member: Member, waiter: Waiter, frame: bytes, do: Callable[[], None]) -> None:
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
-    member.reads.once_current(received.then(do), len(received.frame))
+    member.reads.once_current(waiter.then(do), len(frame))
 
 
-def _as_of_now(
-    handle: Callable[[Member, Received], None], member: Member, received: Received
-) -> None:
+def _as_of_now(handle: Handler, member: Member, waiter: Waiter, frame: bytes) -> None:
     """Call `handle` once what is committed now is applied and the user's right is checked again:
     another member may have taken it away, and nothing checks it later."""
-    do = partial(handle, member, received)
-    _once_current(member, received, partial(received.admit, member, do))
+    do = partial(handle, member, waiter, frame)
+    _once_current(member, waiter, frame, partial(_admit, member, waiter, frame, do))
 
 
-def _member_change(member: Member, received: Received) -> None:
+def _member_change(member: Member, waiter: Waiter, frame: bytes) -> None:
     if member.is_learner:
         raise error("NotSupportedForLearner")
-    changed, action, request = proto.Member(ID=0), _ACTIONS[received.method], received.request
+    changed, action, request = proto.Member(ID=0), _ACTIONS[waiter.method], waiter.request
     if action == membership.ADD:
         nonce = member.rng.getrandbits(64)
         changed = membership.new_member(
@@ -315,73 +284,76 @@ def _member_change(member: Member, received: Received) -> None:
     checks.check(methods.MEMBER_CHANGE, change)
     if member.leadership.missing_voters():
         member.check_safe(change)  # As in etcd, this needs no quorum.
-    _as_of_now(partial(_on_leader, partial(_change_members, change)), member, received)
+    _as_of_now(partial(_on_leader, partial(_change_members, change)), member, waiter, frame)
 
 
-def _change_members(change: proto.MemberChange, member: Member, received: Received) -> None:
-    do = partial(member.change_membership, (*received[:3], change))
+def _change_members(
+    change: proto.MemberChange, member: Member, waiter: Waiter, frame: bytes
+) -> None:
+    do = partial(member.change_membership, waiter._replace(request=change))
     if not member.reachability.is_vital(change):
         do()
         return
     member.check_change(change)
-    member.reachability.check(change, received.then(do))
+    member.reachability.check(change, waiter.then(do))
 
 
-def _downgrade(member: Member, received: Received) -> None:
-    if received.request.action not in range(3):
+def _downgrade(member: Member, waiter: Waiter, frame: bytes) -> None:
+    if waiter.request.action not in range(3):
         raise EtcdError(UNKNOWN, "etcdserver: unknown method")
-    _as_of_now(partial(_on_leader, _begin_downgrade), member, received)
+    _as_of_now(partial(_on_leader, _begin_downgrade), member, waiter, frame)
 
 
-def _begin_downgrade(member: Member, received: Received) -> None:
-    member.version_keeper.downgrade(received.request, received.answer)
+def _begin_downgrade(member: Member, waiter: Waiter, frame: bytes) -> None:
+    member.version_keeper.downgrade(waiter.request, waiter.answer)
 
 
-def _move_leader(member: Member, received: Received, is_current: bool = False) -> None:
+def _move_leader(member: Member, waiter: Waiter, frame: bytes, is_current: bool = False) -> None:
     if not member.leads:
         raise error("NotLeader")
     if is_current:
-        member.leadership.move(received.request.targetID, received.answer)
+        member.leadership.move(waiter.request.targetID, waiter.answer)
     else:
-        _as_of_now(partial(_move_leader, is_current=True), member, received)
+        _as_of_now(partial(_move_leader, is_current=True), member, waiter, frame)
 
 
-def _authenticate(member: Member, received: Received) -> None:
-    check_size(received.request)
-    _once_current(member, received, partial(member.logins.log_in, received[:4]))
+def _authenticate(member: Member, waiter: Waiter, frame: bytes) -> None:
+    check_size(waiter.request)
+    _once_current(member, waiter, frame, partial(member.logins.log_in, waiter))
 
 
-def _auth_enable(member: Member, received: Received) -> None:
+def _auth_enable(member: Member, waiter: Waiter, frame: bytes) -> None:
     if not member.state.auth.enabled:
         member.writes.propose_own(methods.TOKEN_KEY, proto.TokenKey(seed=member.tokens.new_seed()))
-    member.writes.propose(received[:4], received.frame)
+    member.writes.propose(waiter, frame)
 
 
-def _rotate_key(member: Member, received: Received) -> None:
+def _rotate_key(member: Member, waiter: Waiter, frame: bytes) -> None:
     rotation = proto.AuthRotateKeyRequest(seed=member.tokens.new_seed())
-    member.writes.propose_message((*received[:3], rotation))
+    member.writes.propose_message(waiter._replace(request=rotation))
 
 
-def _user_add(member: Member, received: Received) -> None:
-    request = received.request
+def _user_add(member: Member, waiter: Waiter, frame: bytes) -> None:
+    request = waiter.request
     has_password = request.options is None or not request.options.no_password
     added = proto.AuthUserAddRequest(name=request.name, options=request.options)
     if not has_password:
-        member.writes.propose_message((*received[:3], added))
+        member.writes.propose_message(waiter._replace(request=added))
     elif request.hashedPassword and not request.password:
-        _propose(member, received)
+        _propose(member, waiter, frame)
     else:
-        _propose_hashed(member, received, added)
+        _propose_hashed(member, waiter, frame, added)
 
 
-def _change_password(member: Member, received: Received) -> None:
-    request = received.request
+def _change_password(member: Member, waiter: Waiter, frame: bytes) -> None:
+    request = waiter.request
     if request.password:
-        _propose_hashed(member, received, proto.AuthUserChangePasswordRequest(name=request.name))
+        change = proto.AuthUserChangePasswordRequest(name=request.name)
+        _propose_hashed(member, waiter, frame, change)
     elif request.hashedPassword:
-        _propose(member, received)
+        _propose(member, waiter, frame)
     else:
-        received.admit(member, _refuse_empty_password)
+        _admit(member, waiter, frame, _refuse_empty_password)
 
 
 def _refuse_empty_password() -> None:
@@ -391,21 +363,22 @@ def _refuse_empty_password() -> None:
 
 def _propose_hashed(
     member: Member,
-    received: Received,
+    waiter: Waiter,
+    frame: bytes,
     request: proto.AuthUserAddRequest | proto.AuthUserChangePasswordRequest,
 ) -> None:
     """Propose `request` with the hash of the password in the request that was received."""
 
     def hashed(result: str | EtcdError) -> None:
         if isinstance(result, EtcdError):
-            received.answer(result)
+            waiter.fail(result)
         else:
             request.hashedPassword = result
-            member.writes.propose_message((*received[:3], request))
+            member.writes.propose_message(waiter._replace(request=request))
 
-    password = received.request.password
-    hash_it = partial(member.logins.hash, received[:4], request.name, password, hashed)
-    received.admit(member, hash_it)
+    password = waiter.request.password
+    hash_it = partial(member.logins.hash, waiter, request.name, password, hashed)
+    _admit(member, waiter, frame, hash_it)
 
 
 def read_renewal(body: bytes) -> int:
@@ -456,7 +429,7 @@ def _leadership_confirmed(
         # remaining TTL gives the lease its full TTL again.
         reset = proto.LeaseCheckpointRequest(checkpoints=[proto.LeaseCheckpoint(ID=renewal[0])])
         asked = Asked(partial(_checkpoint_reset, member, body, done))
-        member.writes.propose_message((asked, 0, methods.CHECKPOINT, reset))
+        member.writes.propose_message(Waiter(asked, 0, methods.CHECKPOINT, reset))
     else:
         done(_renew(member, *renewal))
 
@@ -488,17 +461,11 @@ _ACTIONS = {
 }
 
 
-def _handler(handle: Callable[[Member, Received], None], is_checked: bool) -> Handler:
-    """`is_checked`: look first whether the user may make the request."""
-
-    def handler(member: Member, waiter: Read, frame: bytes) -> None:
-        received = Received(*waiter, frame)
-        if is_checked:
-            received.admit(member, partial(handle, member, received))
-        else:
-            handle(member, received)
-
-    return handler
+def _checked(handle: Handler) -> Handler:
+    """`handle`, if the user may make the request."""
+    return lambda member, waiter, frame: _admit(
+        member, waiter, frame, partial(handle, member, waiter, frame)
+    )
 
 
 def _decoder(number: int) -> Any:
@@ -515,51 +482,45 @@ def _decoder(number: int) -> Any:
     return lambda *arguments: request.decode(*arguments)
 
 
-_CHECKED = methods.numbers(methods.Route.LOCAL | methods.Route.LEADER)
-
-_HANDLERS: dict[int, Handler] = {
-    methods.RANGE: _range,
-    methods.PUT: _put,
-    methods.DELETE_RANGE: _delete_range,
-    methods.TXN: _txn,
-    methods.HASH: _read_now,
-}
 _BY_ROUTE = {methods.Route.WRITE: _propose, methods.Route.READ: _read}
-_BY_METHOD = {
-    methods.METHOD_BY_NAME[full].number: handle
-    for full, handle in {
-        "Lease.LeaseGrant": _lease_grant,
-        "Lease.LeaseTimeToLive": _time_to_live,
-        "Cluster.MemberAdd": _member_change,
-        "Cluster.MemberRemove": _member_change,
-        "Cluster.MemberUpdate": _member_change,
-        "Cluster.MemberList": _member_list,
-        "Cluster.MemberPromote": _member_change,
-        "Maintenance.Alarm": _alarm,
-        "Maintenance.Status": _status,
-        "Maintenance.Defragment": lambda member, received: member.maintenance.defragment(
-            received.answer
-        ),
-        "Maintenance.HashKV": _hash_kv,
-        "Maintenance.MoveLeader": _move_leader,
-        "Maintenance.Downgrade": _downgrade,
-        "Auth.AuthEnable": _auth_enable,
-        "Auth.Authenticate": _authenticate,
-        "Auth.UserAdd": _user_add,
-        "Auth.UserChangePassword": _change_password,
-        "Auth.RotateKey": _rotate_key,
-    }.items()
+_BY_METHOD: dict[str, Handler] = {
+    "KV.Range": _range,
+    "KV.Put": _put,
+    "KV.DeleteRange": _delete_range,
+    "KV.Txn": _txn,
+    "Lease.LeaseGrant": _lease_grant,
+    "Lease.LeaseTimeToLive": _time_to_live,
+    "Cluster.MemberAdd": _member_change,
+    "Cluster.MemberRemove": _member_change,
+    "Cluster.MemberUpdate": _member_change,
+    "Cluster.MemberList": _member_list,
+    "Cluster.MemberPromote": _member_change,
+    "Maintenance.Alarm": _alarm,
+    "Maintenance.Status": _status,
+    "Maintenance.Defragment": lambda member, waiter, _: member.maintenance.defragment(
+        waiter.answer
+    ),
+    "Maintenance.Hash": _read_now,
+    "Maintenance.HashKV": _hash_kv,
+    "Maintenance.MoveLeader": _move_leader,
+    "Maintenance.Downgrade": _downgrade,
+    "Auth.AuthEnable": _auth_enable,
+    "Auth.Authenticate": _authenticate,
+    "Auth.UserAdd": _user_add,
+    "Auth.UserChangePassword": _change_password,
+    "Auth.RotateKey": _rotate_key,
 }
 """What a method needs beside what its route says."""
 
-_HANDLERS |= {
-    number: _handler(
-        _BY_METHOD.get(number) or _BY_ROUTE[methods.METHODS[number].route], number in _CHECKED
-    )
-    for number in methods.UNARY - _HANDLERS.keys()
-}
 
-HANDLERS = {number: (handler, _decoder(number)) for number, handler in _HANDLERS.items()}
+def _handler(number: int) -> Handler:
+    method = methods.METHODS[number]
+    handle = _BY_METHOD.get(method.full) or _BY_ROUTE[method.route]
+    is_checked = method.route in (methods.Route.LOCAL, methods.Route.LEADER)
+    return _checked(handle) if is_checked else handle
+
+
+HANDLERS = {number: (_handler(number), _decoder(number)) for number in methods.UNARY}
 """Unary methods by number: the handler and the decoder of the request, which `proto.decode_request`
 bounds for requests above `FEW_BYTES`."""
 

@@ -43,6 +43,7 @@ from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica.reads import LARGE_BYTES
+from etcdlite.request import Waiter
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
 from etcdlite.wire import api, health, http2, reflection
 from etcdlite.wire.api import Handler
@@ -443,7 +444,7 @@ class GrpcSession(http2.Connection, ClientSession):
             # Of a range only the size of its frame counts, and only if it is large.
             if number != RANGE or size > LARGE_BYTES:
                 frame = FRAME.pack(size + MIN_FRAME_LENGTH, stream.id, number, 0) + data[start:end]
-            request.handle(member, (self, stream.id, number, body), frame)  # type: ignore[misc]
+            request.handle(member, Waiter(self, stream.id, number, body), frame)  # type: ignore[misc]
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, number, _refusal(failure))
 
@@ -610,7 +611,7 @@ class GrpcSession(http2.Connection, ClientSession):
             assert request.handle is not None and request.decode is not None
             body = decode_request(request.decode, message)
             frame = frames.frame(stream.id, number, 0, message)
-            request.handle(self.member, (self, stream.id, number, body), frame)
+            request.handle(self.member, Waiter(self, stream.id, number, body), frame)
         except (EtcdError, DecodeError) as failure:
             self.fail(stream.id, number, _refusal(failure))
 

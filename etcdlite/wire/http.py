@@ -45,7 +45,7 @@ from etcdlite.member import Member
 from etcdlite.methods import RANGE, WATCH
 from etcdlite.metrics import Metrics, Rpc
 from etcdlite.proto import DecodeError
-from etcdlite.request import Asked
+from etcdlite.request import Asked, Waiter
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
@@ -402,7 +402,7 @@ class HttpSession(ClientSession):
             elif method.number in api.HANDLERS:
                 frame = frames.frame(1, method.number, 0, body)
                 handle, decode = api.HANDLERS[method.number]
-                handle(member, (self, request.id, method.number, decode(body)), frame)
+                handle(member, Waiter(self, request.id, method.number, decode(body)), frame)
             else:
                 raise api.unimplemented(method.number)
         except (EtcdError, DecodeError) as failure:
@@ -467,11 +467,11 @@ class HttpSession(ClientSession):
         # The member asks itself: a health check is for no user.
         probed = Asked(partial(self._probed, request.id))
         if is_serializable:
-            self.member.reads.read_now((probed, 0, RANGE, health.PROBE))
+            self.member.reads.read_now(Waiter(probed, 0, RANGE, health.PROBE))
         else:
             request.deadline = self.member.clock() + self.member.options.request_timeout_s
             # Not `read`, which a learner refuses: as in etcd, it is healthy while it could read.
-            self.member.reads.new.append((probed, 0, RANGE, health.PROBE))
+            self.member.reads.new.append(Waiter(probed, 0, RANGE, health.PROBE))
 
     def _probed(self, request_id: int, answer: bytes | EtcdError) -> None:
         if request := self._served(request_id):

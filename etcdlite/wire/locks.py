@@ -51,8 +51,8 @@ from sortedcontainers import SortedList
 from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.methods import DELETE_RANGE, KEEP_ALIVE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
-from etcdlite.request import OwnRequester
+from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
+from etcdlite.request import OwnRequester, Waiter
 from etcdlite.watch import INVALID_WATCH_ID, WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call
@@ -173,7 +173,7 @@ class _Queue(OwnRequester):
             self._calls[call] = None
             call.advance(self._failure or True)
         # The rest follows after the reads that wait now.
-        self._member.reads.read_now((self, _WAKE, KEEP_ALIVE, None))
+        self._member.reads.later(lambda _: self._wake())
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -197,16 +197,13 @@ class _Queue(OwnRequester):
             limit=PAGE_KEYS,
             revision=self._page_revision,
         )
-        self._member.reads.read_now((self, _READ, RANGE, request))
+        self._member.reads.read_now(Waiter(self, 0, RANGE, request))
 
     def awaits(self, request_id: int) -> bool:
         return bool(self._calls)
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         if not self._calls:
-            return
-        if request_id == _WAKE:
-            self._wake()
             return
         response = proto.RangeResponse.decode(body)
         assert response.header is not None and self._is_reading
@@ -262,10 +259,6 @@ class _Queue(OwnRequester):
 
     def end(self) -> None:
         """The stream ends only when this queue ends it."""
-
-
-_READ, _WAKE = 1, 2
-"""The request ids of a queue."""
 
 
 class _Place:
@@ -460,7 +453,7 @@ class _ScriptedCall(Call):
                 outcome = True
             elif isinstance(step, proto.WatchCreateRequest):
                 follow = partial(self._follow, step)
-                self.member.access.admit((self, self.request_id, WATCH, step), follow)
+                self.member.access.admit(Waiter(self, self.request_id, WATCH, step), follow)
                 return
             elif step is None:
                 self._is_following = True
@@ -497,7 +490,7 @@ class _ScriptedCall(Call):
         handle, _ = api.HANDLERS[ask.method]
         self._is_writing = ask.method != RANGE
         try:
-            handle(self.member, (self, 1, ask.method, ask.request), frame)
+            handle(self.member, Waiter(self, 1, ask.method, ask.request), frame)
         except EtcdError as failure:
             self._is_writing = False
             return failure

@@ -36,6 +36,7 @@ from etcdlite.frames import (
 )
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.proto import DecodeError, decode_request
+from etcdlite.request import Waiter
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.wire import api
 from etcdlite.wire.calls import REQUEST_BYTES, Calls
@@ -146,7 +147,7 @@ class NativeSession(ClientSession):
                     else:
                         self.calls.hold(request_id, length)
                         request = decode_request(decode, data, at + FRAME_HEADER_BYTES, stop)
-                    handle(member, (self, request_id, method, request), data[at:stop])
+                    handle(member, Waiter(self, request_id, method, request), data[at:stop])
                 except (EtcdError, DecodeError) as failure:
                     self.fail(request_id, method, api.refusal(failure))
                 if len(requests) > MAX_OPEN_REQUESTS:

@@ -16,7 +16,7 @@ from etcdlite.errors import EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, MEMBER_LIST, PEER_METHODS
 from etcdlite.proto import DecodeError
-from etcdlite.request import OwnRequester, pass_on
+from etcdlite.request import OwnRequester, Waiter
 from etcdlite.snap import SnapshotError
 from etcdlite.versions import program_version
 from etcdlite.wire import api
@@ -232,12 +232,12 @@ class Accepted(peer.PeerConnection, OwnRequester):
                 member.writes.accept_forwarded(self.node, *peer.decode_forward(body))
                 self.reply(request_id, method, b"")
             elif method == KEEP_ALIVE:
-                api.keep_alive(member, body, partial(pass_on, self, request_id, method))
+                api.keep_alive(member, body, Waiter(self, request_id, method, None).answer)
             elif method in PEER_METHODS:
                 handle, decode = api.HANDLERS[method]
                 frame = frames.frame(request_id, method, 0, body)
                 request = proto.decode_request(decode, body)
-                handle(member, (self, request_id, method, request), frame)
+                handle(member, Waiter(self, request_id, method, request), frame)
             else:
                 self.fail(request_id, method, api.unimplemented(method))
         except EtcdError as failure:

@@ -21,7 +21,7 @@ from etcdlite.proto import varint
 from etcdlite.ranges import filters, key_range, streamed
 from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
-from etcdlite.request import Asked
+from etcdlite.request import Waiter
 from etcdlite.snap import Image
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.wire import api, locks
@@ -88,9 +88,8 @@ class WatchCall(Call):
             if self.member.state.auth.enabled:
                 self._is_waiting = True
                 created = partial(self._create, create)
-                self.member.access.admit(
-                    (self, self.request_id, WATCH, create), created, size_bytes
-                )
+                waiter = Waiter(self, self.request_id, WATCH, create)
+                self.member.access.admit(waiter, created, size_bytes)
             else:
                 self._stream.create(create)
         elif request.cancel_request is not None:
@@ -114,7 +113,7 @@ class WatchCall(Call):
         """Process the next held message in the next turn: a thousand at once would take long."""
         if self._held:
             self._is_waiting = True
-            self.member.reads.read_now((Asked(self._process_next), 0, KEEP_ALIVE, None))
+            self.member.reads.later(self._process_next)
         elif self._is_finished:
             self.finish()
 
@@ -178,7 +177,7 @@ class KeepAliveCall(Call):
         member, auth = self.member, self.member.state.auth
         try:
             if auth.enabled:
-                author = member.access.check((self.owner, self.request_id, KEEP_ALIVE, None))
+                author = member.access.check(Waiter(self.owner, self.request_id, KEEP_ALIVE, None))
                 lease_id = api.read_renewal(body)
                 steps = auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
                 for _ in steps:  # The lease has many keys.
@@ -329,7 +328,7 @@ class SnapshotCall(Call):
         if not self._is_asked:
             self._is_asked = True
             admitted = partial(self._admitted, self._format(body))
-            self.member.access.admit((self, self.request_id, SNAPSHOT, None), admitted)
+            self.member.access.admit(Waiter(self, self.request_id, SNAPSHOT, None), admitted)
 
     def _admitted(self, make: Making, refused: EtcdError | None) -> None:
         if self.is_closed:
@@ -456,12 +455,13 @@ class RangeStreamCall(Call):
         self._request = request
         self._is_whole = bool(request.limit or request.count_only or filters(request))
         first = request if self._is_whole else proto.RangeRequest(key=request.key)
+        read = Waiter(self, self.request_id, RANGE, first)
         if request.serializable:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            self.member.reads.read_now((self, self.request_id, RANGE, first), len(body))
+            self.member.reads.read_now(read, len(body))
         else:
-            self.member.reads.read((self, self.request_id, RANGE, first), len(body))
+            self.member.reads.read(read, len(body))
 
     def awaits(self, request_id: int) -> bool:
         return not self.is_closed
@@ -475,7 +475,7 @@ class RangeStreamCall(Call):
             self.end()
             return
         # The first read checked only the first key.
-        read = (self, self.request_id, RANGE, self._request)
+        read = Waiter(self, self.request_id, RANGE, self._request)
         self.member.access.admit(read, self._begin, is_current=True)
 
     def _begin(self, refused: EtcdError | None) -> None:

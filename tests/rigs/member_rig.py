@@ -17,6 +17,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.member import Member
 from etcdlite.options import Options
 from etcdlite.raft import Config, Raft
+from etcdlite.request import Waiter
 from etcdlite.sealing import Keyring
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.steps import finish
@@ -194,7 +195,7 @@ class MemberRig:
             self._writes[request_id] = len(self.story.stages) - 1
         frame = frames.frame(request_id, method, 0, request.encode())
         try:
-            api.HANDLERS[method][0](self.member, (self, request_id, method, request), frame)
+            api.HANDLERS[method][0](self.member, Waiter(self, request_id, method, request), frame)
         except EtcdError as failure:
             self.fail(request_id, method, failure)
         return request_id

@@ -8,6 +8,7 @@ from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.passwords import Cost
+from etcdlite.request import Waiter
 from etcdlite.wire import api
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.streams import CALLS
@@ -91,7 +92,9 @@ class User:
             else:
                 frame = frames.frame(request_id, method.number, 0, body)
                 handle, decode = api.HANDLERS[method.number]
-                handle(self.house.member, (self, request_id, method.number, decode(body)), frame)
+                handle(
+                    self.house.member, Waiter(self, request_id, method.number, decode(body)), frame
+                )
         except EtcdError as failure:
             self.fail(request_id, method.number, failure)
         return request_id

@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from etcdlite import frames, methods, proto
 from etcdlite.replica import suspicion
+from etcdlite.request import Waiter
 from etcdlite.wire import api
 from sim.world import Node, World
 
@@ -108,7 +109,7 @@ class Calm:
         request = proto.PutRequest(key=b"k%d" % (self._puts % 50), value=b"v" * 50)
         frame = frames.frame(self._puts, method.number, 0, request.encode())
         handle = api.HANDLERS[method.number][0]
-        handle(node.member, (self.client, self._puts, method.number, request), frame)
+        handle(node.member, Waiter(self.client, self._puts, method.number, request), frame)
         node.turn()
 
     def _stall(self, node: Node, seconds: float) -> None:

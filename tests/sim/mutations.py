@@ -46,6 +46,7 @@ from etcdlite.raft import Ready
 from etcdlite.replica import access, maintenance, rollback, state, version_keeper, writes
 from etcdlite.replica import entry as entry_format
 from etcdlite.replica import reads as reading
+from etcdlite.request import Waiter
 from etcdlite.rights import EVERYTHING
 from etcdlite.storage import data, index, layout
 from etcdlite.storage.layout import AUTH_ROLE
@@ -535,7 +536,7 @@ def _ack_before_commit(patch: Patch) -> None:
     def hasty(self: Any, waiter: Any, frame: bytes) -> None:
         session, request_id, method, request = waiter
         if session is not None and method == PUT and not request.prev_kv:
-            propose(self, (None, request_id, method, request), frame)
+            propose(self, Waiter(None, request_id, method, request), frame)
             state = self._state
             header = state.identity.header(state.store.revision + 1)
             session.reply(request_id, method, header)

@@ -19,6 +19,7 @@ from typing import Any
 from etcdlite import frames, proto
 from etcdlite.errors import EtcdError
 from etcdlite.limits import Limits
+from etcdlite.request import Waiter
 from etcdlite.storage.layout import CLEANED
 from etcdlite.storage.sealed import SealedDisk
 from etcdlite.storage.steps import finish
@@ -516,7 +517,9 @@ class _Probe:
 
         def work() -> None:
             try:
-                api.HANDLERS[number][0](node.member, (self, self._op.id, number, request), frame)
+                api.HANDLERS[number][0](
+                    node.member, Waiter(self, self._op.id, number, request), frame
+                )
             except EtcdError as failure:
                 self.fail(self._op.id, number, failure)
             node.turn()
