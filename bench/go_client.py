@@ -4,8 +4,8 @@ for the commands that `real_clients.py` uses, and the same report.
 Each client has one connection and one request in flight. After the data of an answer it sends, with
 its next request, what grpc-go sends: WINDOW_UPDATE, and a PING unless one is unanswered (its
 estimate of bandwidth). A keep-alive has a stream of its own, which is ended and cancelled after the
-answer. `stm` gets a key, then puts it if it is still the same, until that succeeds. One process
-serves all clients, so it is busy before a fast server is.
+answer. `stm` gets a key, in a transaction, too, then puts it if it is still the same, until that
+succeeds. One process serves all clients, so it is busy before a fast server is.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Requests:
             "put": "KV.Put",
             "range": "KV.Range",
             "txn-put": "KV.Txn",
-            "stm": "KV.Range",
+            "stm": "KV.Txn",
             "lease-keepalive": "Lease.LeaseKeepAlive",
         }[options.command]
         self.method = methods.METHOD_BY_NAME[name]
@@ -114,7 +114,7 @@ class Requests:
             ).encode()
         if options.command == "stm":
             client.key = b"%016d" % random.randrange(options.keys)
-            return proto.RangeRequest(key=client.key).encode()
+            return _get(client.key).encode()
         if options.command == "txn-put":
             puts = [proto.RequestOp(request_put=self._put()) for _ in range(options.txn_ops)]
             return proto.TxnRequest(success=puts).encode()
@@ -126,7 +126,7 @@ class Requests:
             return False
         client.is_swapping = not client.is_swapping
         if client.is_swapping:
-            found = proto.RangeResponse.decode(reply).kvs
+            found = proto.TxnResponse.decode(reply).responses[0].response_range.kvs
             compare = proto.Compare(
                 result=proto.Compare.EQUAL,
                 target=proto.Compare.MOD,
@@ -135,12 +135,18 @@ class Requests:
             )
             put = proto.PutRequest(key=client.key, value=self._value)
             swap = proto.TxnRequest(compare=[compare], success=[proto.RequestOp(request_put=put)])
-            client.ask(methods.METHOD_BY_NAME["KV.Txn"], swap.encode())
+            client.ask(self.method, swap.encode())
         elif proto.TxnResponse.decode(reply).succeeded:
             return False
         else:
-            client.ask(self.method, proto.RangeRequest(key=client.key).encode())
+            client.ask(self.method, _get(client.key).encode())
         return True
+
+
+def _get(key: bytes) -> proto.TxnRequest:
+    """As etcd's library for transactions reads."""
+    get = proto.RangeRequest(key=key, serializable=True)
+    return proto.TxnRequest(success=[proto.RequestOp(request_range=get)])
 
 
 def run(options: argparse.Namespace) -> tuple[list[float], float]:

@@ -62,6 +62,11 @@ def _swap(number: int) -> proto.TxnRequest:
     )
 
 
+def _get_in_transaction(number: int) -> proto.TxnRequest:
+    get = proto.RangeRequest(key=key_of(number % KEYS), serializable=True)
+    return proto.TxnRequest(success=[proto.RequestOp(request_range=get)])
+
+
 def _transaction(number: int) -> proto.TxnRequest:
     puts = [proto.RequestOp(request_put=_put(number * 16 + n)) for n in range(16)]
     return proto.TxnRequest(success=puts)
@@ -85,6 +90,7 @@ LOADS: dict[str, tuple[str, Callable[[int], object], int]] = {
     "range": ("KV.Range", _get, 1),
     f"range, {CLIENTS} clients": ("KV.Range", _get, CLIENTS),
     "page of 500 keys": ("KV.Range", _page, 1),
+    "get in a transaction": ("KV.Txn", _get_in_transaction, 1),
     "compare-and-swap": ("KV.Txn", _swap, 1),
     f"compare-and-swap, {CLIENTS} clients": ("KV.Txn", _swap, CLIENTS),
     "transaction of 16 puts": ("KV.Txn", _transaction, 1),

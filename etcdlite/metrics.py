@@ -264,17 +264,14 @@ class Metrics:
                 self.deletes += 1
             return
         ops = request.success if succeeded else request.failure
-        puts = 0
+        self.txns += len(ops) > 1
         for op in ops:
             if op.request_put is not None:
-                puts += 1
+                self.puts += 1
             elif op.request_range is not None:
                 self.ranges += 1
             elif op.request_delete_range is not None:
                 self.deletes += 1
-        self.puts += puts
-        if len(ops) > 1:
-            self.txns += 1
 
     def count_applied(
         self, requests: Sequence[Sequence[Any]], failed: Sequence[int], took_s: float

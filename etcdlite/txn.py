@@ -123,18 +123,13 @@ def check_txn(request: proto.TxnRequest, max_ops: int) -> int:
     for ops in (request.success, request.failure):
         if not ops or (len(ops) == 1 and ops[0].request_txn is None):
             continue
-        put_keys = []
-        for op in ops:
-            put = op.request_put
-            if put is not None:
-                put_keys.append(put.key)
-            elif op.request_range is None:
-                _check_duplicates(ops)
-                break
-        else:
-            # Most transactions: puts and ranges alone need no sorted structures.
-            if len(set(put_keys)) < len(put_keys):
-                raise error("DuplicateKey")
+        if any(op.request_put is None and op.request_range is None for op in ops):
+            _check_duplicates(ops)
+            continue
+        # Most transactions: puts and ranges alone need no sorted structures.
+        put_keys = [op.request_put.key for op in ops if op.request_put is not None]
+        if len(set(put_keys)) < len(put_keys):
+            raise error("DuplicateKey")
     return total
 
 
@@ -145,9 +140,8 @@ def _check_ops(request: proto.TxnRequest, max_ops: int) -> int:
     ops = max(len(request.compare), len(request.success), len(request.failure))
     if ops > max_ops:
         raise error("TooManyOps")
-    for compare in request.compare:
-        if not compare.key:
-            raise error("EmptyKey")
+    if not all(compare.key for compare in request.compare):
+        raise error("EmptyKey")
     for op in (*request.success, *request.failure):
         put = op.request_put
         if put is not None:
@@ -455,6 +449,23 @@ def _get(store: Store, key: bytes) -> bytes | None:
     return _response(b"\x0a", _header(store.revision), body)
 
 
+def _gets(store: Store, request: proto.TxnRequest) -> bytes | None:
+    """The response, after its header, to a transaction that only gets keys as they are now, as
+    etcd's Go library reads. None for another one, and for one that takes several steps."""
+    size, answers = 0, [b"\x10\x01"]
+    if store.is_writing or request.compare or len(request.success) > store.limits.execute_step_ops:
+        return None
+    for op in request.success:
+        asked = op.request_range
+        if asked is None or len(asked.__dict__) != 1 + asked.serializable:
+            return None  # Of a get only the key is set, and a message stores what was set.
+        answer = _get(store, asked.key)
+        if answer is None or (size := size + len(answer)) > store.limits.step_bytes:
+            return None
+        answers.append(answer)
+    return b"".join(answers)
+
+
 def _response(tag: bytes, header: bytes, body: bytes) -> bytes:
     """A response of one operation, as a field of the transaction's response."""
     length = len(header) + len(body)
@@ -547,6 +558,8 @@ def txn_steps(
     Raises EtcdError, before any change, if an operation of a taken branch cannot be done;
     Unanswerable; DataDamaged if a value to compare, or to write again by `ignore_value`, is
     damaged. A transaction that only reads raises EtcdError and DataDamaged."""
+    if (gets := _gets(store, request)) is not None:
+        return head + gets
     applied = yield from apply_steps(store, request)
     return (yield from applied.answer_steps(store, head))
 
@@ -662,24 +675,18 @@ def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None,
     left = store.limits.max_answer_bytes
     has_written = False
     for op in ops:
-        limit, range_end = 0, b""
         if op.request_range is not None:
             asked = op.request_range
             # At an old revision the number of keys that a range visits differs between members.
             if has_written or not is_plain(asked) or asked.revision > 0:
                 continue
             limit, range_end = max(0, asked.limit), asked.range_end
-        elif op.request_put is not None:
-            has_written = True
-            asked = op.request_put
-            if not asked.prev_kv:
-                continue
         else:
             has_written = True
-            asked = op.request_delete_range
+            asked = op.request_put or op.request_delete_range
             if not asked.prev_kv:
                 continue
-            range_end = asked.range_end
+            limit, range_end = 0, getattr(asked, "range_end", b"")
         if range_end:
             start, end = key_range(asked.key, range_end)
             left -= yield from size_steps(store, start, end, began, limit, left + 1)

@@ -19,7 +19,7 @@ import pytest
 from rigs.lone_member import LoneMember
 from rigs.plain_model import KEYS, Requests
 from rigs.real_etcd import running_etcd
-from rigs.store_rig import StoreRig, read_events
+from rigs.store_rig import SMALL_LIMITS, StoreRig, read_events
 
 from etcdlite import json_mapping, methods, proto, txn
 from etcdlite.errors import EtcdError, error
@@ -463,6 +463,41 @@ def test_a_transaction_that_only_reads_sees_one_revision_throughout() -> None:
         number += 1
     assert number > 10, "the transaction was too short to be disturbed"
     assert proto.TxnResponse.decode(answer) == right
+
+
+def test_a_transaction_that_only_gets_keys_is_answered_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the same answer as in steps, also beside a write that is not complete."""
+    rng = random.Random(1)
+    limits = SMALL_LIMITS._replace(execute_step_ops=4, step_bytes=300)
+    rig = StoreRig(limits=limits)
+    for number, key in enumerate(KEYS):
+        rig.put(key, rng.choice((b"", b"value", bytes(number * 20))))
+    rig.delete(KEYS[0])
+    apply_steps, in_steps = txn.apply_steps, []
+
+    def noted(*arguments: Any) -> Any:
+        in_steps.append(arguments)
+        return apply_steps(*arguments)
+
+    monkeypatch.setattr(txn, "apply_steps", noted)
+    for number in range(400):
+        if number == 300:
+            rig.store.put(KEYS[3], b"not complete", 0)
+        ops = []
+        for _ in range(rng.randrange(5)):
+            ops.append(read(rng.choice(KEYS), serializable=rng.random() < 0.5))
+            if rng.random() < 0.1:
+                setattr(ops[-1].request_range, *rng.choice((("keys_only", True), ("limit", 1))))
+        request = TxnRequest(success=ops, failure=[read(b"a")] * rng.randrange(2))
+        if rng.random() < 0.1:
+            request.compare = [Compare(key=b"a", target=Compare.VERSION, version=1)]
+        decoded = TxnRequest.decode(request.encode())
+        answer = finish(txn.txn_steps(rig.store, decoded, b"head"))
+        applied = finish(apply_steps(rig.store, decoded))
+        assert answer == finish(applied.answer_steps(rig.store, b"head"))
+    assert 100 < len(in_steps) < 250
 
 
 def test_a_value_that_does_not_exist_equals_nothing() -> None:

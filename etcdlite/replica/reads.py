@@ -695,8 +695,7 @@ def _in_one_step(answer: Callable[[State, Any], bytes]) -> Callable[[State, Any]
 
 
 def _range(state: State, request: proto.RangeRequest) -> Steps:
-    header = state.header
-    answer = yield from ranges.range_steps(state.store, request, head=header)
+    answer = yield from ranges.range_steps(state.store, request, head=state.header)
     state.metrics.ranges += 1
     return answer
 
