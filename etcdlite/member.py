@@ -292,7 +292,7 @@ class Member:
         self.state.awaits_space = False
         awaits_snapshot = self.raft.log.offset > self.state.store.applied_index
         awaits_snapshot = awaits_snapshot or self.incoming.offer is not None
-        ask = self.reads.once_current if self.raft.leader else None
+        ask = self.reads.when_current if self.raft.leader else None
         self.state.alarms.tick(now, awaits_snapshot, ask)
         self.rollback.tick(now)
         if self.rollback.is_over:

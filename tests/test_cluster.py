@@ -900,6 +900,36 @@ def test_a_member_that_was_away_while_its_cluster_exceeded_the_quota_raises_no_a
     assert not alarms.kinds
 
 
+def test_a_learner_that_exceeds_its_quota_by_the_writes_of_others_stops_them(
+    cluster: Cluster,
+) -> None:
+    client, world, leader = cluster.client, cluster.world, cluster.leader
+    world.run(6)
+    small = cluster.add("m4", is_learner=True)
+    cluster.agree(*cluster.nodes, small)
+    small.member.state.alarms.quota_bytes = 20_000
+    for _ in range(3):
+        client.put(leader, b"k", bytes(10_000))
+    world.run(1)
+    assert (small.member_id, NOSPACE) in leader.member.state.alarms
+
+
+def test_a_put_through_a_member_with_a_past_state_is_not_refused_for_the_quota() -> None:
+    cluster = Cluster(quota_bytes=50_000)
+    client, world, leader = cluster.client, cluster.world, cluster.leader
+    for _ in range(4):
+        client.put(leader, b"k", bytes(10_000))
+    cluster.agree()
+    away = cluster.followers[0]
+    away.crash()
+    client.ask(leader, "KV.Compact", revision=leader.member.state.store.revision)
+    away.start()
+    away.member.catch_up.begin()
+    assert client.put(away, b"k", bytes(12_000))
+    world.run(1)
+    assert not leader.member.state.alarms.kinds
+
+
 def test_a_write_after_an_alarm_is_disarmed_is_not_refused_by_a_member_behind(
     cluster: Cluster,
 ) -> None:

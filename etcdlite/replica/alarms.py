@@ -68,6 +68,9 @@ class Alarms:
         self._wal_segment_bytes = options.wal_segment_bytes
         self._awaits_snapshot = False
         """A snapshot lies beside the data that it will replace. Until then no alarm is raised."""
+        self.state_is_past = False
+        """Until this member has caught up: the present state may keep the quota though this one
+        does not."""
         self._checks_quota = False
         self.has_access = True
         """Whether the directories could be looked at. If not, no file in them can be opened."""
@@ -111,12 +114,13 @@ class Alarms:
 
     def _note_kinds(self) -> None:
         self.kinds = frozenset(kind for _, kind in self._active)
+        self._is_raised = (self._member_id, NOSPACE) in self._active
 
     def check_space(self, size_bytes: int) -> None:
         """Raise NoSpace if this member has none for a write of this size. Asked before a write is
         proposed, so that the log does not grow by writes that will be refused."""
         if (
-            size_bytes > self.space_left
+            (size_bytes > self.space_left and not self.state_is_past)
             or 2 * (size_bytes + self.proposed_bytes) > self.disk_left_bytes  # In log and data.
         ):
             self.raise_nospace()
@@ -125,8 +129,7 @@ class Alarms:
     def raise_nospace(self, failure: OSError | None = None) -> None:
         """Tell the cluster that this member is out of space; `failure` showed it."""
         now = self._clock()
-        is_raised = (self._member_id, NOSPACE) in self._active
-        if self._awaits_snapshot or is_raised or now < self._raised_at + RAISE_AGAIN_S:
+        if self._awaits_snapshot or self._is_raised or now < self._raised_at + RAISE_AGAIN_S:
             return
         self._raised_at = now
         quota_left = self.quota_bytes - self._store.size_in_use_bytes
@@ -178,7 +181,7 @@ class Alarms:
 
     def tick(self, now: float, awaits_snapshot: bool, ask: Callable[[Done], None] | None) -> None:
         """Measure the space unless a snapshot takes some until it replaces the data. `ask`:
-        `Reads.once_current`; None if there is no leader."""
+        `Reads.when_current`; None if there is no leader."""
         self._awaits_snapshot = awaits_snapshot
         if awaits_snapshot:
             return
@@ -190,8 +193,7 @@ class Alarms:
     @property
     def _exceeds_quota(self) -> bool:
         """No compaction is about to free space, and the alarm is not raised yet."""
-        is_raised = (self._member_id, NOSPACE) in self._active
-        return self.space_left <= 0 and not is_raised and self._store.compaction is None
+        return self.space_left <= 0 and not self._is_raised and self._store.compaction is None
 
     def _check_quota(self, answer: object) -> None:
         """Raise the alarm if the present state exceeds the quota, not only one of the past."""

@@ -53,6 +53,7 @@ class CatchUp:
         members = self._state.membership.members
         own = members.get(self._identity.member_id)
         self.is_over = self._is_confirmed = False
+        self._state.alarms.state_is_past = True
         self._rounds_left = 2
         self._first_round = self._round + 1
         self.is_joining = not members
@@ -104,7 +105,7 @@ class CatchUp:
             self.ask(now)
         else:
             self.is_over = True
-            self.is_joining = False
+            self.is_joining = self._state.alarms.state_is_past = False
 
 
 def behind_error() -> EtcdError:

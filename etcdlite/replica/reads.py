@@ -259,6 +259,10 @@ class Reads:
         """Call `done` in the turn of a small read that came now."""
         self.read_now(_nothing(done))
 
+    def when_current(self, done: Done) -> None:
+        """As `once_current`, for this member itself, even if it is a learner."""
+        self.new.append(_nothing(done))
+
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
 
