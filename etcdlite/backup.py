@@ -121,7 +121,17 @@ class _OwnBackup:
         self.size_bytes: int = file.seek(0, os.SEEK_END)
         if not skip_hash_check:
             self._check_digest(progress)
-        self._check_records()
+        # If the disk of the member that made the snapshot is failing, its SHA-256 is right all the
+        # same.
+        contents: Any = _Contents(file, self._header, self._start)
+        try:
+            snap.check_records(contents, "")
+        except DataDamaged as damage:
+            raise SnapshotError(
+                f"snapshot {path} holds damaged data ({os.path.basename(damage.path)} at "
+                f"offset {damage.offset}: {damage.why}): the disk of the member that made it is "
+                "failing. Use another one, or make one of another member"
+            ) from damage
 
     def _check_digest(self, progress: Report) -> None:
         """Compare the SHA-256 at the end with the content."""
@@ -138,19 +148,6 @@ class _OwnBackup:
                 "one"
             )
         self.hash = int.from_bytes(expected[:4], "big")
-
-    def _check_records(self) -> None:
-        """Check each record: if the disk of the member that made the snapshot is failing, its
-        SHA-256 is right all the same."""
-        contents: Any = _Contents(self._file, self._header, self._start)
-        try:
-            snap.check_records(contents, "")
-        except DataDamaged as damage:
-            raise SnapshotError(
-                f"snapshot {self._path} holds damaged data ({os.path.basename(damage.path)} at "
-                f"offset {damage.offset}: {damage.why}): the disk of the member that made it is "
-                "failing. Use another one, or make one of another member"
-            ) from damage
 
     def make_store(self, disk: Disk, directory: str, segment_bytes: int) -> Store:
         """As `EtcdBackup.make_store`; raises DataDamaged, too."""

@@ -204,23 +204,17 @@ class RaftLog:
         if index == self.last and not tail_bytes:
             count, self.size_bytes = len(self.entries), 0
         else:
-            count = self._count_out(index, tail_bytes)
+            count = 0
+            for entry in islice(self.entries, max(0, index - self.offset)):
+                size = len(entry.data) + ENTRY_OVERHEAD_BYTES
+                if self.size_bytes - size < tail_bytes:
+                    break
+                self.size_bytes -= size
+                count += 1
         if count:
             self.offset_term = self.entries[count - 1].term
             self.offset += count
             del self.entries[:count]
-
-    def _count_out(self, index: int, tail_bytes: int) -> int:
-        """The number of the oldest entries up to `index` that can go while `tail_bytes` stay. Their
-        sizes are subtracted from `size_bytes`."""
-        count = 0
-        for entry in islice(self.entries, max(0, index - self.offset)):
-            size = len(entry.data) + ENTRY_OVERHEAD_BYTES
-            if self.size_bytes - size < tail_bytes:
-                break
-            self.size_bytes -= size
-            count += 1
-        return count
 
     def restore(self, index: int, term: int) -> None:
         """Replace the log by a snapshot. It is applied when `applied_to` says so."""

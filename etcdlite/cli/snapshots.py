@@ -46,7 +46,10 @@ def save(session: Session) -> None:
             if extracts.is_asked_for(session):
                 extracts.save(session, encryptor or file)
             elif encryptor is not None:
-                _receive_encrypted(session, encryptor)
+                # Its records can be checked only with the identity: by `status` and `restore`.
+                checked = _Checked(encryptor)
+                _receive_snapshot(session, checked)
+                checked.check()
             else:
                 _receive_snapshot(session, file)
                 file.flush()
@@ -90,14 +93,6 @@ def _encryptor(file: Any, recipients: list[bytes]) -> Encryptor | None:
         return Encryptor(file, recipients) if recipients else None
     except AgeError as error:
         raise BadArguments(f"--encrypt-to: {error}") from None
-
-
-def _receive_encrypted(session: Session, encryptor: Encryptor) -> None:
-    """Encrypt a snapshot as it arrives. Its records can be checked only with the identity, which
-    `snapshot status` and `snapshot restore` do."""
-    checked = _Checked(encryptor)
-    _receive_snapshot(session, checked)
-    checked.check()
 
 
 def _check_snapshot(path: str) -> None:
