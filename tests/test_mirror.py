@@ -364,6 +364,12 @@ def test_what_cannot_go_on_says_why(pair: tuple[ServerProcess, ServerProcess]) -
     assert ended.status == 1 and "the mirror was stopped for too long" in ended.stderr
     ended = run_mirror(pair, "--once", "--rev=3")
     assert ended.status == 1 and "leave out --rev to copy all keys" in ended.stderr
+    target.delete("at")
+    assert run_mirror(pair, "--once", "--checkpoint-key=at").status == 0
+    position = json.loads(target.get("at").value)
+    target.put("at", json.dumps(position | {"revision": 9, "after": ""}))
+    ended = run_mirror(pair, "--once", "--checkpoint-key=at")
+    assert ended.status == 1 and "before all keys were copied" in ended.stderr
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     ended = run_ctl(f"--endpoints={pair[0].endpoint}", "make-mirror", "--once", nobody)
     assert ended.status == 1 and "connection refused" in ended.stderr

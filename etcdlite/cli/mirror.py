@@ -110,18 +110,6 @@ def client_of(session: Session) -> Any:
     return gateway
 
 
-def _destination(session: Session) -> Session:
-    """The session of the destination: the global flags, with those of --dest-*."""
-    flags = dict(session.flags)
-    for name, *_ in CONNECTION_FLAGS:
-        flags[name] = flags[f"dest-{name}"]
-    flags["discovery-srv"] = ""
-    flags["endpoints"] = tuple(filter(None, session.arguments[0].split(",")))
-    if not flags["endpoints"]:
-        raise BadArguments("make-mirror takes one destination argument")
-    return Session([], -1, flags)
-
-
 # Events.
 
 
@@ -372,12 +360,13 @@ class Mirror:
 
     def _too_late(self, revision: int) -> str:
         text = f"etcdserver: mvcc: required revision has been compacted (revision {revision})"
-        if self._checkpoint_key:
-            return (
-                f"{text}: the mirror was stopped for too long. Delete the mirrored keys and the "
-                "checkpoint key at the destination, and start again"
-            )
-        return f"{text}: leave out --rev to copy all keys"
+        if self._session.flags["rev"]:
+            return f"{text}: leave out --rev to copy all keys"
+        why = "the mirror was stopped for too long, or is slower than the source is written"
+        if self._position.after is not None:
+            why = "the source compacted it before all keys were copied; let it keep more history"
+        keys = "keys and the checkpoint key" if self._checkpoint_key else "keys"
+        return f"{text}: {why}. Delete the mirrored {keys} at the destination, and start again"
 
     # Following.
 
@@ -612,11 +601,17 @@ def pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iter
 
 def make_mirror(session: Session) -> None:
     """The command."""
-    session.need(1, "make-mirror takes one destination argument")
+    takes = "make-mirror takes one destination argument"
+    (destination,) = session.need(1, takes)
     flags = session.flags
     if flags["verify"] and not flags["once"]:
         raise BadArguments("--verify is only for --once: the source goes on changing")
-    other = _destination(session)
+    others = {name: flags[f"dest-{name}"] for name, *_ in CONNECTION_FLAGS}
+    endpoints = tuple(filter(None, destination.split(",")))
+    if not endpoints:
+        raise BadArguments(takes)
+    others |= {"discovery-srv": "", "endpoints": endpoints}
+    other = Session([], -1, {**flags, **others})
     with closing(client_of(session)) as source, closing(client_of(other)) as target:
         mirror = Mirror(session, source, target)
         mirror.run()
