@@ -358,6 +358,10 @@ class _Reader:
         arguments = list(reversed(argv))
         while arguments:
             argument = arguments.pop()
+            if argument in ("gateway", "grpc-proxy"):
+                own = f"there is no etcdlite {argument}; that of etcd works in front of etcdlite"
+                self.problems.append(f"{own}: etcd {argument} start --endpoints=HOST:PORT,...")
+                break
             if not argument.startswith("-") or argument in ("-", "--"):
                 self.problems.append(
                     f"unexpected argument {quoted(argument)} on the command line; "

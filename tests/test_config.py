@@ -338,6 +338,12 @@ def test_all_problems_are_reported_together_with_where_they_come_from(file):
     ]
 
 
+@pytest.mark.parametrize("command", ["gateway", "grpc-proxy"])
+def test_a_command_of_etcd_that_stands_in_front_of_a_cluster_is_named(command: str) -> None:
+    (line,) = problems(command, "start", "--endpoints=127.0.0.1:2379")
+    assert f"there is no etcdlite {command}" in line and f"etcd {command} start" in line
+
+
 def test_an_unknown_variable_of_etcd_is_only_a_warning():
     first, second = load(environ={"ETCD_NMAE": "x", "ETCD_UNSUPPORTED": "arm"}).warnings
     assert "did you mean ETCD_NAME?" in first
