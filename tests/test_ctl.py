@@ -1051,6 +1051,48 @@ def test_member_add_of_a_second_voter_says_that_writes_wait(fake: type[FakeClien
         assert ended.stderr.startswith("Nothing can be written until") == is_told, words
 
 
+@pytest.mark.parametrize("second", [{"compact_revision": 4}, {"hash_revision": 9}, {}])
+def test_hashes_that_cannot_be_compared_are_warned_of(
+    fake: type[FakeClient], second: dict[str, int]
+) -> None:
+    same = {"hash": 1, "compact_revision": 5, "hash_revision": 8}
+
+    def answer(request: Any, endpoint: str) -> Any:
+        return proto.HashKVResponse(header=HEADER, **(same | (second if "b:1" in endpoint else {})))
+
+    fake.answers["Maintenance.HashKV"] = answer
+    ended = run_ctl("endpoint", "hashkv", "--endpoints=a:1,b:1")
+    assert (ended.status, "cannot be compared" in ended.stderr) == (0, bool(second)), ended
+
+
+def test_work_that_takes_long_on_a_large_store_is_waited_for(fake: type[FakeClient]) -> None:
+    fake.answers["Maintenance.Defragment"] = proto.DefragmentResponse(header=HEADER)
+    for words, timeout_s in (((), 600.0), (("--command-timeout=3s",), 3.0)):
+        assert run_ctl("defrag", *words).status == 0
+        assert fake.made[-1].timeout_s == timeout_s
+    assert run_ctl("defrag", "--help").stdout.count(b"--command-timeout=") == 1
+
+
+def test_a_change_after_which_members_have_http_and_https_is_warned_of(
+    fake: type[FakeClient],
+) -> None:
+    mixed = [proto.Member(ID=1, peerURLs=["https://m1"]), proto.Member(ID=2, peerURLs=["http://m"])]
+    for words, method in (
+        (["add", "x", "--learner", "--peer-urls=http://m"], "MemberAdd"),
+        (["update", "0000000000000002", "--peer-urls=http://m"], "MemberUpdate"),
+        (["remove", "0000000000000002"], "MemberRemove"),
+    ):
+        for members in (mixed, mixed[:1]):
+            full = f"Cluster.{method}"
+            answer = METHOD_BY_NAME[full].response(header=HEADER, members=members)
+            if method == "MemberAdd":
+                answer.member = mixed[1]
+            fake.answers[full] = answer
+            ended = run_ctl("member", *words)
+            is_warned = len(members) == 2 and method != "MemberRemove"
+            assert (ended.status, "others https://" in ended.stderr) == (0, is_warned), ended
+
+
 def test_get_with_a_user_and_endpoint_health_report_a_missing_leader(
     fake: type[FakeClient],
 ) -> None:

@@ -189,7 +189,12 @@ def _change(session: Session, method: str, **fields: Any) -> Any:
     gives_up_at = math.inf
     while True:
         try:
-            return session.ask(f"Cluster.{method}", **fields)
+            response = session.ask(f"Cluster.{method}", **fields)
+            urls = [url for member in response.members for url in member.peerURLs]
+            if "peerURLs" in fields and len({url.partition(":")[0] for url in urls}) == 2:
+                what = "Warning: some peer URLs of this cluster have http://, others https://."
+                say(f"{what} A member is reached only as it listens: correct with member update")
+            return response
         except Unhealthy as error:
             now = time.monotonic()
             if gives_up_at == math.inf:
@@ -353,6 +358,11 @@ def _show_each(session: Session, kind: str, what: str, method: str, **fields: An
     answers = _ask_at_once(session, partial(_ask_endpoint, session, failed, method, **fields))
     answered = [answer for answer in answers if answer.response is not None]
     session.show(kind, answered)
+    if kind == "endpoint_hashkv":
+        bases = {(a.response.hash_revision, a.response.compact_revision) for a in answered}
+        if len(bases) > 1:
+            what = "Warning: these hashes cannot be compared: the members have not compacted at the"
+            say(f"{what} same revision, or were not asked for the same one (--rev); ask again")
     return 0 if len(answered) == len(answers) else EXIT_FAILED
 
 

@@ -52,7 +52,9 @@ def command_help(command: Command) -> str:
         examples = "\n".join(f"{PROGRAM} {example}" for example in command.examples)
         parts.append(f"EXAMPLES:\n{indent(examples, '  ')}\n")
     parts.append("OPTIONS:\n" + _flag_rows((*command.flags, HELP_FLAG)))
-    parts.append("GLOBAL OPTIONS:\n" + _flag_rows(GLOBAL_FLAGS))
+    own = [flag.name for flag in command.flags]
+    others = [flag for flag in GLOBAL_FLAGS if flag.name not in own]
+    parts.append("GLOBAL OPTIONS:\n" + _flag_rows(others))
     return "\n".join(parts)
 
 

@@ -14,6 +14,7 @@ CONSISTENCY_FLAG = Flag(
 )
 IDENTITY_FLAG = Flag("identity", "string", "", "file with the identity of an encrypted backup")
 KEY_FILE_FLAG = Flag("encryption-key-file", "string", "", "keys that encrypt the data directory")
+LONG_FLAG = Flag("command-timeout", "duration", 600.0, "how long to wait for an answer")
 PEER_URLS_FLAG = Flag("peer-urls", "list", (), "where the other members reach it")
 
 PUT_FLAGS = (
@@ -119,14 +120,15 @@ COMMANDS = (
              "watch /config/ --prefix -- sh -c 'echo $ETCD_WATCH_KEY'")),
     Command("compaction [options] <revision>",
             "Remove the history before a revision", "commands.compaction",
-            (Flag("physical", "bool", False, "wait until the history is gone from the disk"),),
+            (Flag("physical", "bool", False, "wait until the history is gone from the disk"),
+             LONG_FLAG),
             description="History before the revision can no longer be read or watched.",
             examples=("compaction 1234",)),
     Command("defrag [options]", "Defragment the storage of the endpoints", "commands.defrag",
             (CLUSTER_FLAG,
              Flag("data-dir", "string", "", "instead: the directory of a member that is stopped"),
              Flag("wal-dir", "string", "", "directory of its log (default: in --data-dir)"),
-             KEY_FILE_FLAG),
+             KEY_FILE_FLAG, LONG_FLAG),
             description="Returns free space to the disk while the member continues to serve.",
             examples=("defrag", "defrag --cluster")),
     Command("lease grant <ttl in seconds>",
@@ -157,7 +159,7 @@ COMMANDS = (
             ("endpoint status --cluster -w table",)),
     Command("endpoint hashkv [options]", "Show a hash of the history of each endpoint",
             "commands.endpoint_hashkv",
-            (CLUSTER_FLAG, Flag("rev", "int", 0, "up to this revision (0: all)")),
+            (CLUSTER_FLAG, Flag("rev", "int", 0, "up to this revision (0: all)"), LONG_FLAG),
             "endpoint_hashkv"),
     Command("member list [options]", "List the members", "commands.member_list",
             (CONSISTENCY_FLAG,), "member_list",

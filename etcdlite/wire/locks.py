@@ -257,6 +257,9 @@ class _Queue(OwnRequester):
                 self._oldest.add((kv.create_revision, kv.key))
         self._wake()
 
+    def end(self) -> None:
+        """The stream ends only when this queue ends it."""
+
 
 class _Place:
     """A key, for the calls of this member that stand in line with it."""
@@ -323,9 +326,22 @@ def _shared(member: Member) -> _Shared:
     return _SHARED.setdefault(member, _Shared())
 
 
+class _EventSink:
+    """Receives the events of a call's watch."""
+
+    def __init__(self, call: _ScriptedCall) -> None:
+        self._call = call
+
+    @property
+    def blocked(self) -> bool:
+        return self._call.blocked
+
+    def send(self, body: bytes) -> None:
+        self._call.happened(body)
+
+
 class _ScriptedCall(Call):
-    """Runs the script of a call, and is the session of its requests to the member and the sink of
-    its watch."""
+    """Runs the script of a call, and is the session of its requests to the member."""
 
     is_blocked = False
     """For the member: the answers to a script's requests are small."""
@@ -393,7 +409,7 @@ class _ScriptedCall(Call):
         # The hub must not be called while it reports an event.
         self._close_stream()
 
-    def send(self, body: bytes) -> None:
+    def happened(self, body: bytes) -> None:
         """Process a response of the watch."""
         if self._is_following:
             response = proto.WatchResponse.decode(body)
@@ -443,7 +459,7 @@ class _ScriptedCall(Call):
                 self._is_following = True
                 return
             else:
-                self.owner.send_message(self.request_id, self.method, step.encode())
+                self.send(step.encode())
 
     def _follow(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
         if refused is not None and not self._is_over:
@@ -451,7 +467,7 @@ class _ScriptedCall(Call):
         elif not self._is_over:
             self._is_following = True
             quota = self.owner.calls.quota
-            self._stream = self.member.hub.open(self, quota)
+            self._stream = self.member.hub.open(_EventSink(self), quota)
             if self._stream.create(create) == INVALID_WATCH_ID:
                 self._close_stream()
                 self.advance(error("RequestTooManyRequests"))
