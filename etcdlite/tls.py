@@ -366,6 +366,7 @@ _REASONS = {
     "HTTP_REQUEST": "plain HTTP on a TLS port: its URL must begin with https://",
     "EXCESSIVE_MESSAGE_SIZE": "its chain of certificates is larger than 100 KiB",
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "a record is damaged",
+    "RECORD_LAYER_FAILURE": "a record is damaged",  # The same, since OpenSSL 3.6.
     "NO_RENEGOTIATION": "it asks for a new handshake, which is not allowed",
     "UNSAFE_LEGACY_RENEGOTIATION_DISABLED": "it does not support secure renegotiation (RFC 5746)",
 }

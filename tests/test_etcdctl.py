@@ -286,6 +286,9 @@ MASKED_COLUMNS = {
     "TOOK",
 }
 
+BORDERS = ("+-", "┌─", "├─", "└─")
+"""Of tables: those of etcd, and those of Debian's etcd 3.5.30, which has a newer library."""
+
 PROTOBUF = {
     "put": proto.PutResponse,
     "get": proto.RangeResponse,
@@ -378,8 +381,8 @@ def untabled(text: str) -> str:
     """A table as one row a line, without the widths, which are those of what is masked."""
     rows = []
     columns: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("+-"):
+    for line in text.replace("│", "|").splitlines():
+        if line.startswith(BORDERS):
             continue
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         columns = columns or cells
@@ -399,7 +402,7 @@ def printed(side: Side, line: str, output_format: str, stdout: bytes) -> str:
         assert message.encode() == stdout, stdout
         return masked(side, str(message))
     text = stdout.decode("utf-8", "backslashreplace")
-    return masked(side, untabled(text) if text.startswith("+-") else text)
+    return masked(side, untabled(text) if text.startswith(BORDERS) else text)
 
 
 def complaints(side: Side, stderr: str) -> list[str]:
@@ -544,7 +547,9 @@ def _watched(program: str, side: Side, line: str, typed: bytes) -> str:
     watch.wait_for(b64encode(b"w/b") if in_json else b"w/b")
     do(program, side, "put", "w/b", "3")
     do(program, side, "put", "w/last", "4")
-    watch.wait_for(b64encode(b"w/last") if in_json else b"w/last")
+    # The command of an event ends after the event is printed.
+    last = b'"PUT" "w/last"' if "ETCD_WATCH_KEY" in line else b"w/last"
+    watch.wait_for(b64encode(last) if in_json else last)
     return watch.end()
 
 
