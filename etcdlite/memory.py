@@ -85,16 +85,24 @@ def collect_only_new_objects() -> None:
     lives long must not be in one. An error that is kept loses its traceback: that has frames, with
     the variables of all callers."""
     gc.freeze()
-    gc.enable()
     gc.set_threshold(COLLECT_OBJECTS, 0, 1 << 30)
+    if gc.get_threshold()[2]:
+        gc.enable()
+
+
+def collect_new() -> None:
+    """Where the collector is the incremental one of Python 3.14.0 to 3.14.4, which has no third
+    threshold and visits all objects again and again, it stays off. This is called often instead."""
+    if not gc.isenabled() and gc.get_count()[0] > COLLECT_OBJECTS:
+        gc.collect()
+        gc.freeze()
 
 
 def release() -> None:
     """Give freed memory back to the system. Takes some milliseconds: only after much was freed.
     Python's allocator and glibc's both keep what lies between things that are still there."""
-    gc.freeze()  # The collection does not visit what exists now.
+    gc.freeze()  # No collection visits what exists now.
     gc.collect()  # It frees what Python keeps for new tuples, lists, dicts and floats.
-    gc.unfreeze()
     import ctypes  # The standard library has no other way.
 
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # Only glibc has it; `int` does nothing.

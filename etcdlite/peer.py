@@ -684,10 +684,8 @@ class Link:
         self.since = self.local.clock()
         self._redial_s = REDIAL_MIN_S
         self._was_lost = False
-        fields = {
-            "local-member-id": f"{self.local.identity.member_id:x}",
-            "remote-peer-id": self._hex(),
-        }
+        own_id = f"{self.local.identity.member_id:x}"
+        fields = {"local-member-id": own_id, "remote-peer-id": self._hex()}
         if self.dial is not None and self.dial.channel is not None:
             fields["channel"] = self.dial.channel.description
         log.info("established connection to peer", url=self.url, **fields)

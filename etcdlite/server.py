@@ -48,7 +48,7 @@ from etcdlite.connections import Connection, Connections
 from etcdlite.handshakes import Handshakes, Stepped
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
-from etcdlite.memory import Budget, collect_only_new_objects, default_limit_bytes
+from etcdlite.memory import Budget, collect_new, collect_only_new_objects, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft, Ready
 from etcdlite.raft import Config as RaftConfig
@@ -261,6 +261,7 @@ class Server:
         connections.send_output()
         member.maintain(lambda: bool(self._selector.select(0)))
         self._give_disk_work()  # After `maintain`, whose tasks would wait for the next tick.
+        collect_new()
         member.metrics.turn_s.observe(clock() - began)
 
     def _look_for_stall(self, now: float, waited_s: float = 0.0) -> None:

@@ -132,8 +132,7 @@ def lease_time_to_live(session: Session) -> None:
 
 
 def lease_list(session: Session) -> None:
-    response = session.ask("Lease.LeaseLeases")
-    session.show("lease_list", response)
+    session.show("lease_list", session.ask("Lease.LeaseLeases"))
 
 
 def lease_keep_alive(session: Session) -> None:

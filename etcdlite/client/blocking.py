@@ -70,10 +70,8 @@ def run(script: Script[T]) -> T:
             try:
                 if type(wanted) is tuple:
                     outcome = wanted[0].wait(wanted[1])
-                elif type(wanted) is Dial:
-                    outcome = _connect(wanted)
                 else:
-                    outcome = _start(wanted)
+                    outcome = _connect(wanted) if type(wanted) is Dial else _start(wanted)
             except BaseException as error:
                 step, outcome = script.throw, error
     except StopIteration as stop:

@@ -318,9 +318,8 @@ class Leadership:
     def hand_over_if_slow(self, now: float, unsynced_since: float) -> None:
         """If a write to this disk has been pending, since `unsynced_since`, for half an election
         timeout, hand over to a reachable voter that has it on disk already. Only on the leader."""
-        if now - unsynced_since < self._election_timeout_s / 2:
-            return
-        if now - self._handed_over_at < 2 * self._election_timeout_s:
+        is_slow = now - unsynced_since >= self._election_timeout_s / 2
+        if not is_slow or now - self._handed_over_at < 2 * self._election_timeout_s:
             return
         transferee = self._best_transferee()
         if transferee and self._raft.progress[transferee].match > self._raft.log.stable:

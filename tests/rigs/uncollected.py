@@ -28,6 +28,7 @@ def _name(found: Any) -> str:
 
 def _look(*_: object) -> None:
     gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.unfreeze()
     gc.collect()
     cycles = Counter(map(_name, gc.garbage))
     gc.garbage.clear()
@@ -40,5 +41,6 @@ def _look(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, _look)
-    server.collect_only_new_objects = lambda: None  # The start has turned it off.
+    # The start has turned it off.
+    server.collect_only_new_objects = server.collect_new = lambda: None
     sys.exit(__main__.main(sys.argv[1:]))
