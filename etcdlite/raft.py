@@ -573,20 +573,16 @@ class Raft:
         if self.log.size_bytes < tail_bytes + tail_bytes // 4:
             return  # Dropping moves the whole tail, so wait until a quarter of it can go.
         if self.role == LEADER:
-            index = self._compactable(index)
+            # A member that receives a snapshot needs the entries after it. Otherwise it would need
+            # the next snapshot at once.
+            is_large = self.log.size_bytes >= MAX_LOG_TAILS * self.config.log_tail_bytes
+            goal = index
+            for progress in self.progress.values():
+                if progress.kept_index:
+                    is_over = is_large or progress.match >= goal
+                    progress.kept_index = 0 if is_over else max(progress.kept_index, progress.match)
+                    index = min(index, progress.kept_index or goal)
         self.log.compact(index, tail_bytes)
-
-    def _compactable(self, index: int) -> int:
-        """The last entry up to `index` that may be dropped. A member that receives a snapshot needs
-        the entries after it, or it would need the next snapshot at once."""
-        is_large = self.log.size_bytes >= MAX_LOG_TAILS * self.config.log_tail_bytes
-        first = index
-        for progress in self.progress.values():
-            if progress.kept_index:
-                is_over = is_large or progress.match >= index
-                progress.kept_index = 0 if is_over else max(progress.kept_index, progress.match)
-                first = min(first, progress.kept_index or index)
-        return first
 
     def report_unreachable(self, node: int) -> None:
         """Messages to `node` were lost: stop streaming to it and probe what it has."""

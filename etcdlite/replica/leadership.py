@@ -260,11 +260,6 @@ class Leadership:
         """When `act` has something to do."""
         return min(self.campaign_at, self.send_commit_at, self.suspect_at)
 
-    def send_commit_later(self, now: float) -> None:
-        """Tell the others what is committed after `COMMIT_DELAY_S`."""
-        if self.send_commit_at == math.inf:
-            self.send_commit_at = now + COMMIT_DELAY_S
-
     def act(self, now: float) -> None:
         """Send what is committed at `send_commit_at`, suspect the leader at `suspect_at`, and
         campaign at `campaign_at`."""
