@@ -132,6 +132,9 @@ def look(file: str, is_named: bool) -> Machine | None:
         machine.data_dir = data_dir
         machine.problems += check_files(config)
         machine.pid = _holder_of_lock(f"{data_dir}/lock")
+        if machine.pid and _has_older(machine.pid, file):
+            what = "it was changed after the member started, which goes on as before"
+            machine.warnings.append(f"{file}: {what}; restart the member (systemctl restart)")
         _look_at_files(machine, config)
     _look_at_ports(machine, config)
     return machine
@@ -268,6 +271,17 @@ def _holder_of_lock(path: str) -> int:
     return 0
 
 
+def _has_older(pid: int, file: str) -> bool:
+    """Whether a process that was started with this file has read it before its last change."""
+    words = _read(f"/proc/{pid}/cmdline").decode("utf-8", "replace").split("\0")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        started = int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+        ago_s = float(_read("/proc/uptime").split()[0]) - started / os.sysconf("SC_CLK_TCK")
+        is_newer = os.stat(file).st_mtime > time.time() - ago_s
+        return is_newer and any(word.endswith(file) for word in words)
+    return False
+
+
 def _read(path: str) -> bytes:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return file.read(16 << 20)  # The table of 100,000 connections.
@@ -307,12 +321,16 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
             return
     for flag, url in config.listeners:
         host, port = host_port(url)
-        if port and _is_in_use(host, port) and not own & (found := listeners(port)):
+        why_not = _why_not_bound(host, port) if port else 0
+        if why_not == errno.EADDRNOTAVAIL:
+            text = f"{flag} = {url}: this machine has no such address"
+            machine.problems.append(f"{text}; correct it, or give the machine that address")
+        elif why_not == errno.EADDRINUSE and not own & (found := listeners(port)):
             machine.taken_ports.append(Port(flag, url, holder(found)))
 
 
-def _is_in_use(host: str, port: int) -> bool:
-    """Whether another socket listens there."""
+def _why_not_bound(host: str, port: int) -> int:
+    """The error of another socket that would listen there; 0 if there is none."""
     host = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:
@@ -322,8 +340,8 @@ def _is_in_use(host: str, port: int) -> bool:
         try:
             sock.bind((host, port))
         except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
+            return error.errno or 0
+    return 0
 
 
 def holder(inodes: set[str]) -> str:
