@@ -144,10 +144,6 @@ class Carried(Call):
         if not self._stream.request.http_head.startswith(b"HEAD "):
             self.owner.send_data(self._stream, b"", data)
 
-    def end_answer(self) -> None:
-        self.is_over = True
-        self.resume()
-
 
 class CarryingSession(GrpcSession):
     """A connection with requests of gRPC and of HTTP."""

@@ -55,11 +55,6 @@ class HealthCounts:
         self.last_checks: dict[tuple[str, str], bool] = {}
         """(livez or readyz, check) -> whether it succeeded the last time"""
 
-    def count_check(self, kind: str, name: str, succeeded: bool) -> None:
-        key = (kind, name, "success" if succeeded else "error")
-        self.checks[key] = self.checks.get(key, 0) + 1
-        self.last_checks[kind, name] = succeeded
-
 
 DAMAGED = "DAMAGED"
 """For `exclude` of /health: damaged data on the disk."""
@@ -128,7 +123,9 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
         lines += f"[-]{name} failed: {problem}\n" if problem else f"[+]{name} ok\n"
         if problem:
             failed.append(f"{name}: {problem}")
-        counts.count_check(kind, name, not problem)
+        key = (kind, name, "error" if problem else "success")
+        counts.checks[key] = counts.checks.get(key, 0) + 1
+        counts.last_checks[kind, name] = not problem
     if failed:
         log.warn(f"serving /{kind} false", "health", reason="; ".join(failed))
         return 503, lines + "\n", NOSNIFF

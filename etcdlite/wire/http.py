@@ -799,7 +799,8 @@ class StreamSession(HttpSession):
         if type(event) is h11.Data:
             self._carried.send_data(event.data)
         elif type(event) is h11.EndOfMessage:
-            self._carried.end_answer()
+            self._carried.is_over = True
+            self._carried.resume()
         else:
             self._carried.send_head(event.status_code, event.headers)
 
