@@ -251,6 +251,16 @@ class _Index:
                 self.ranges.add(watch.start, watch.end, groups)
         return groups
 
+    def join_steps(self, watches: list[_Watch], step: int) -> Generator[None, None, None]:
+        """Let those of these watches that are still here be in the group that began first, so that
+        the watches of one key or range share their bytes again."""
+        for count, watch in enumerate(watches, 1):
+            if watch.group is not None and watch.group.index is self and watch.group.since:
+                self.remove(watch)
+                self.add(watch, 0)
+            if count % step == 0:
+                yield
+
     def first(self, count: int) -> list[_Watch]:
         """Up to `count` of its watches."""
         every = chain(self.keys.values(), self.ranges.values())
@@ -713,6 +723,7 @@ class WatchHub:
             self._end_sweep(sweep)
 
     def _slice_steps(self, sweep: _Sweep) -> Generator[None, None, None]:
+        """Read the next slice of history, serve it, and move the sweep to its end."""
         limits = self.limits
         index = sweep.index
         first, present = sweep.position, self.revision
@@ -736,6 +747,19 @@ class WatchHub:
             if last < self.revision and end - at <= limits.max_events_at_once:
                 self._slices.keep(last + 1, events[at:end], {})
             events = events[:at]
+        yield from self._serve_steps(index, events, encoded)
+        sweep.position = last + 1
+        if len(read) > limits.max_events_at_once:
+            yield from discard((encoded, events, read))
+        elif last < self.revision:
+            self._slices.keep(first, events, encoded)
+        yield from index.join_steps(joined, limits.move_step_watches)
+
+    def _serve_steps(
+        self, index: _Index, events: Sequence[Event], encoded: Encoded
+    ) -> Generator[None, None, None]:
+        """Send events to the watches of a sweep, in pieces, and park those that do not read."""
+        limits = self.limits
         begin = 0
         while begin < len(events):
             if begin:
@@ -757,21 +781,7 @@ class WatchHub:
                     if at:
                         yield
                     self._park(blocked[at : at + limits.move_step_watches], index, piece[0][0])
-                for _ in discard(x for x in batches.values() if len(x) > limits.merge_step_items):
-                    yield  # To free them takes time, too.
-        sweep.position = last + 1
-        if len(read) > limits.max_events_at_once:
-            for _ in discard((encoded, events, read)):
-                yield
-        elif last < self.revision:
-            self._slices.keep(first, events, encoded)
-        for count, watch in enumerate(joined, 1):
-            # The watches of one key or range are one group again, which shares its bytes.
-            if watch.group is not None and watch.group.index is index and watch.group.since:
-                index.remove(watch)
-                index.add(watch, 0)
-            if count % limits.move_step_watches == 0:
-                yield
+                yield from discard(x for x in batches.values() if len(x) > limits.merge_step_items)
 
     def _is_awaited_steps(
         self, part: _Index, index: _Index, revision: int

@@ -111,26 +111,26 @@ class HashCheck:
 
     def tick(self, now: float) -> None:
         """Begin a check if one is due."""
-        state = self._state
-        leads = self._raft.role == LEADER
         if not self.initial.is_over:
             self.initial.tick(now)
-        if not leads or (self.interval_s and self._next_at == math.inf):
-            self._next_at = now + self.interval_s if self.interval_s else math.inf
-        if not leads:
-            self._compacted = state.store.compacted
-            self._due = None
+        state = self._state
+        before, self._compacted = self._compacted, state.store.compacted
+        if self._raft.role != LEADER:
+            self._next_at, self._due = math.inf, None
             return
-        if self.after_compaction_s and state.store.compacted > self._compacted:
-            self._compacted = state.store.compacted
+        if self.interval_s and self._next_at == math.inf:
+            self._next_at = now + self.interval_s
+        if self.after_compaction_s and self._compacted > before:
             self._next_at = min(self._next_at, now + self.after_compaction_s)
-        if now >= self._next_at and not self._is_running and not state.alarms.is_corrupt:
-            self._next_at = now + self.interval_s if self.interval_s else math.inf
+        if state.alarms.is_corrupt:
+            return
+        if now >= self._next_at and not self._is_running:
+            self._next_at = now + (self.interval_s or math.inf)
             learners = self._raft.learners
             nodes = [node for node in self._others.nodes if node not in learners]
             if nodes:
                 self._begin(state.store.revision, nodes)
-        if self._returned and not state.alarms.is_corrupt:
+        if self._returned:
             self._check_returned(now)
 
     def _hash(self, revision: int, done: Done) -> None:

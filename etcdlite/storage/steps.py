@@ -43,7 +43,7 @@ def run(job: Job) -> None:
             task()
 
 
-def discard(tables: Iterable[object]) -> Job:
+def discard(tables: Iterable[object]) -> Iterator[None]:
     """Empty those of these objects that are dicts or lists, in steps. Freeing a large one at once
     takes many milliseconds."""
     for table in tables:

@@ -4,17 +4,12 @@
 # of servers within their process. With Go and Debian 13's golang-etcd-server-dev, etcd-client and
 # etcd-server installed, it uses them. Otherwise it installs Debian 13 with them into a temporary
 # folder, which takes root, mmdebstrap, Debian's packages, 2 GB and ten minutes.
-set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cat > "$work/build" <<'END'
-set -e
+. "$(dirname "$0")/../debian_build.sh"
+build trixie golang-etcd-server-dev,etcd-client,etcd-server \
+    'type go etcdctl etcdutl && [ -d /usr/share/gocode/src/go.etcd.io/etcd/tests ]' \
+    cluster.go member.go <<'END'
 tests=/usr/share/gocode/src/go.etcd.io/etcd/tests
-own=$1 work=$2 out=$2/etcd-tests
-mkdir -p "$work/edited" "$out"
+mkdir -p "$work/edited"
 cd $tests
 overlay=
 replace() { overlay+="${overlay:+, }\"$tests/$1\": \"$2\""; }
@@ -39,24 +34,9 @@ for file in cluster member; do # The last entry counts.
     replace integration/$file.go "$own/$file.go"
 done
 echo "{\"Replace\": {$overlay}}" > "$work/overlay.json"
-export HOME=$work GO111MODULE=off GOPATH=$work/go:/usr/share/gocode CGO_ENABLED=0
-export GOROOT=${GOROOT:-/usr/lib/go} GOCACHE=${GOCACHE:-$work/cache}
 for package in e2e integration integration/clientv3 integration/proxy/grpcproxy \
     integration/clientv3/{concurrency,connectivity,examples,experimental/recipes,lease,naming}; do
-    go test -c -vet=off -overlay "$work/overlay.json" -o "$out/${package##*/}.test" ./$package
+    go test -c -vet=off -overlay "$work/overlay.json" -o "$made/${package##*/}.test" ./$package
 done
-cp -r fixtures integration/fixtures-expired "$(command -v etcdctl)" "$(command -v etcdutl)" "$out"
+cp -r fixtures integration/fixtures-expired "$(command -v etcdctl)" "$(command -v etcdutl)" "$made"
 END
-if type go etcdctl etcdutl > /dev/null 2>&1 && [ -d /usr/share/gocode/src/go.etcd.io/etcd/tests ]; then
-    bash "$work/build" "$here" "$work"
-    cp -r "$work"/etcd-tests/* "$out"
-else
-    packages=ca-certificates,golang-go,golang-etcd-server-dev,etcd-client,etcd-server
-    mmdebstrap --quiet --variant=apt --format=null --include=$packages \
-        --aptopt='Acquire::Check-Valid-Until "false"' \
-        --customize-hook='mkdir -p "$1/work"' \
-        --customize-hook="copy-in $here/cluster.go $here/member.go $work/build /work" \
-        --customize-hook='chroot "$1" bash /work/build /work /work' \
-        --customize-hook="sync-out /work/etcd-tests $out" \
-        trixie
-fi
