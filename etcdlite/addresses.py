@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
 
 from etcdlite.urls import host_port
 
@@ -37,20 +36,12 @@ LOOPBACK = ("127.0.0.1", "::1")
 Done = Callable[[bool], None]
 
 
-class Resolved(NamedTuple):
-    """What a thread found: the addresses of a host."""
-
-    host: str
-    addresses: frozenset[str] | None
-    """As `look_up` returns them."""
-
-
 class Addresses:
     """What the hosts of peer URLs resolve to."""
 
-    def __init__(self, report: Callable[[Any], None]) -> None:
-        """`report` is called in a thread with a `Resolved`, which the loop gives to `resolved`."""
-        self._report = report
+    def __init__(self, do_in_loop: Callable[[Callable[[], None]], None]) -> None:
+        """`do_in_loop` is called in a thread, with what the loop is to call."""
+        self._do_in_loop = do_in_loop
         self._found: dict[str, tuple[float, frozenset[str]]] = {}
         """By host: when it was resolved, and the addresses."""
         self._waiting: dict[str, list[Callable[[], None]]] = {}
@@ -94,20 +85,19 @@ class Addresses:
                     target=self._look_up, args=(host,), name="resolve", daemon=True
                 ).start()
             except RuntimeError:  # There can be no more threads now.
-                self._report(Resolved(host, None))
+                self._do_in_loop(partial(self._resolved, host, None))
         self._waiting[host].append(partial(self.check, address, tuple(urls), done, tried | {host}))
 
     def _look_up(self, host: str) -> None:
-        self._report(Resolved(host, look_up(host)))
+        self._do_in_loop(partial(self._resolved, host, look_up(host)))
 
-    def resolved(self, result: Resolved) -> None:
-        """Take what a thread found, and make the checks that wait for it."""
-        _, before = self._found.pop(result.host, (0.0, frozenset[str]()))
+    def _resolved(self, host: str, addresses: frozenset[str] | None) -> None:
+        """Take what `look_up` returned, and make the checks that wait for it."""
+        _, before = self._found.pop(host, (0.0, frozenset[str]()))
         if len(self._found) >= MAX_HOSTS:
             del self._found[next(iter(self._found))]  # That of a former member, most likely.
-        found = before if result.addresses is None else result.addresses
-        self._found[result.host] = (time.monotonic(), found)
-        for check in self._waiting.pop(result.host, ()):
+        self._found[host] = (time.monotonic(), before if addresses is None else addresses)
+        for check in self._waiting.pop(host, ()):
             check()
 
 

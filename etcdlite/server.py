@@ -41,18 +41,17 @@ from etcdlite import (
     service_manager,
     threads,
 )
-from etcdlite.addresses import Addresses, Resolved
+from etcdlite.addresses import Addresses
 from etcdlite.channel import Dialing
 from etcdlite.channels import Channels
 from etcdlite.connections import Connection, Connections
-from etcdlite.handshakes import Handshakes, Stepped
+from etcdlite.handshakes import Handshakes
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
 from etcdlite.memory import Budget, collect_new, collect_only_new_objects, default_limit_bytes
 from etcdlite.options import Options
 from etcdlite.raft import LOG_TAIL_BYTES, Raft, Ready
 from etcdlite.raft import Config as RaftConfig
-from etcdlite.replica.logins import Job
 from etcdlite.replica.maintenance import AutoCompaction
 from etcdlite.storage.disk import Disk, stop_waiting
 from etcdlite.tokens import Tokens
@@ -113,12 +112,15 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self.listeners = Listeners(settings, self._selector, self._accepted)
         self.connections = Connections(
-            settings, self._selector, self.listeners.places, Handshakes(self._report)
+            settings,
+            self._selector,
+            self.listeners.places,
+            Handshakes(self._reports(lambda stepped: self.connections.stepped(stepped))),
         )
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
-        self._results: deque[Any] = deque()
-        """What the threads have reported; `_take_results` handles it."""
+        self._results: deque[Callable[[], None]] = deque()
+        """What the threads have reported, for `_take_results`."""
         self._signal = 0
         self._signal_at_s = 0.0
         """The signal that stops the server, 0 before it comes, and when it came."""
@@ -199,10 +201,11 @@ class Server:
         self._sites = {
             purpose: self._site(purpose) for purpose in self.listeners.purposes - {PEERS}
         }
-        self._addresses = Addresses(self._report) if settings.peer_address_check else None
+        self._addresses = Addresses(self._do_in_loop) if settings.peer_address_check else None
         self._budget = Budget(settings.memory_limit or default_limit_bytes())
-        self._log_thread = threads.LogThread(opened.wal, self.member.metrics, self._report)
-        self._disk_thread = threads.DiskThread(self.member.metrics, self._report)
+        reports = self._reports(self._disk_reported)
+        self._log_thread = threads.LogThread(opened.wal, self.member.metrics, reports)
+        self._disk_thread = threads.DiskThread(self.member.metrics, reports)
 
     def _advertised_urls(self) -> list[str]:
         """The configured URLs; port 0 is replaced by the port that the system chose."""
@@ -334,34 +337,26 @@ class Server:
             service_manager.notify("READY=1\nSTATUS=serving")
 
     def _take_results(self) -> None:
-        """Handle what the threads have reported."""
+        """Do what the threads have reported."""
         while self._results:
-            result = self._results.popleft()
-            if result is None:
-                self.member.finished()
-            elif isinstance(result, Job):
-                self.member.logins.finished(result)
-            elif isinstance(result, threads.Dialed):
-                self._dialed(result)
-            elif isinstance(result, Stepped):
-                self.connections.stepped(result)
-            elif isinstance(result, Resolved):
-                assert self._addresses is not None
-                self._addresses.resolved(result)
-            elif callable(result):
-                result()
-            elif isinstance(result, BaseException):
-                raise threads.DiskFailed(str(result)) from result
-            else:
-                self._log_thread.taken(result)
-                self.member.persisted(result)
+            self._results.popleft()()
+
+    def _disk_reported(self, result: Any) -> None:
+        """A task is done (None), or these saves are durable; or the disk has failed."""
+        if isinstance(result, BaseException):
+            raise threads.DiskFailed(str(result)) from result
+        if result is None:
+            self.member.finished()
+        else:
+            self._log_thread.taken(result)
+            self.member.persisted(result)
 
     def _give_work(self) -> None:
         member = self.member
         if saves := member.take_saves():
             self._save(saves)
         while (job := member.logins.take()) is not None:
-            threads.start_login(job, self._report)
+            threads.start_login(job, self._reports(member.logins.finished))
 
     def _give_disk_work(self) -> None:
         member = self.member
@@ -400,16 +395,20 @@ class Server:
             if saves := member.take_saves():
                 thread.save(saves)
 
-    def _report(self, result: Any) -> None:
-        """Take a result from a thread and wake the loop. Called in that thread."""
-        self._results.append(result)
+    def _reports(self, handle: Callable[[Any], None]) -> Callable[[Any], None]:
+        """For a thread: calls `handle` in the loop with what the thread reports."""
+        return lambda result: self._do_in_loop(partial(handle, result))
+
+    def _do_in_loop(self, do: Callable[[], None]) -> None:
+        """Wake the loop, which then calls `do`. Called in a thread."""
+        self._results.append(do)
         with suppress(BlockingIOError):  # The pipe is full, so the loop wakes anyway.
             os.write(self._wake_write, b"\0")
 
     def _start_writer(self, image: Any, resume: Callable[[], None]) -> Any:
         from etcdlite import backup_process  # Few members send a backup for etcd.
 
-        return backup_process.start(image, partial(self._report, resume))
+        return backup_process.start(image, partial(self._do_in_loop, resume))
 
     def _woken(self, mask: int) -> None:
         os.read(self._wake_read, 4096)
@@ -478,7 +477,8 @@ class Server:
         for link in tuple(self.member.peers.links.values()):
             if link.dial is None or link.shipment is not None:
                 for dial in link.dials(now, self.connections.dirty.append):
-                    threads.start_dial(dial, link.url, self._channels.dial, self._report)
+                    reports = self._reports(self._dialed)
+                    threads.start_dial(dial, link.url, self._channels.dial, reports)
 
     def _dialed(self, dialed: threads.Dialed) -> None:
         dial, peer, result, channel, plaintext = dialed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from test_cluster_live import LiveCluster
 from test_peer import Caller
 
 from etcdlite import __version__, addresses, methods, peer_frames, proto
-from etcdlite.addresses import Addresses, Resolved
+from etcdlite.addresses import Addresses
 from etcdlite.client import Client
 from etcdlite.frames import ERROR, HANDSHAKE, MAGIC, PING
 from etcdlite.peer import FORWARD, INTRODUCE, MAX_UNKNOWN_FRAME_BYTES, RAFT, encode_message
@@ -180,7 +181,7 @@ class Names:
         self.names: dict[str, list[str]] = {}
         self.answers = True
         self.asked: list[str] = []
-        self.reported: list[Resolved] = []
+        self.reported: list[Callable[[], None]] = []
         self.now = 100.0
         monkeypatch.setattr(addresses.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(addresses.socket, "getaddrinfo", self.look_up)
@@ -199,7 +200,7 @@ class Names:
         self.addresses.check(address, [f"http://{host}:2380" for host in hosts], answers.append)
         while not answers:
             wait_until(lambda: self.reported, "a name is resolved")
-            self.addresses.resolved(self.reported.pop())
+            self.reported.pop()()
         return answers[0]
 
 

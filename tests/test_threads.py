@@ -384,8 +384,8 @@ def test_without_a_thread_a_name_is_not_known() -> None:
     answers: list[bool] = []
     addresses = Addresses(reported.append)
     addresses.check("10.0.0.1", ["http://name.invalid:2380"], answers.append)
-    (result,) = reported
-    addresses.resolved(result)
+    (resolved,) = reported
+    resolved()
     assert answers == [False]
 
 
@@ -428,7 +428,7 @@ def test_without_memory_a_name_is_not_known(monkeypatch: pytest.MonkeyPatch) -> 
     answers: list[bool] = []
     addresses = Addresses(reported.put)
     addresses.check("10.0.0.1", ["http://name.invalid:2380"], answers.append)
-    addresses.resolved(reported.get(timeout=60))
+    reported.get(timeout=60)()
     assert answers == [False]
 
 
