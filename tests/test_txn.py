@@ -24,6 +24,7 @@ from rigs.store_rig import SMALL_LIMITS, StoreRig, read_events
 from etcdlite import json_mapping, methods, proto, txn
 from etcdlite.errors import EtcdError, error
 from etcdlite.ranges import range_steps
+from etcdlite.request import Waiter
 from etcdlite.storage.steps import finish
 
 Compare, RequestOp, TxnRequest = proto.Compare, proto.RequestOp, proto.TxnRequest
@@ -142,7 +143,7 @@ def test_the_requests_of_one_entry_mean_what_they_mean_in_entries_of_their_own(
         lone = LoneMember(tmp_path / str(size))
         session: Any = Answers()
         waiters = [
-            (session, at, numbers.get(type(request), DELETE_RANGE), request)
+            Waiter(session, at, numbers.get(type(request), DELETE_RANGE), request)
             for at, request in enumerate(requests)
         ]
         for begin in range(0, len(requests), size):
