@@ -524,8 +524,8 @@ def test_a_line_that_cannot_be_read_fails_all_who_wait(
     monkeypatch.setattr(lone.member.reads, "read_now", kept.append)
     waiting = [caller.begin("Lock.Lock", name=b"door", lease=grant(lone, n)) for n in range(2, 12)]
     monkeypatch.setattr(lone.member.reads, "read_now", read_now)
-    ((queue, request_id, method, _),) = kept
-    queue.fail(request_id, method, errors.error("RequestTooManyRequests"))
+    (read,) = kept
+    read.fail(errors.error("RequestTooManyRequests"))
     lone.settle()
     assert {caller.received[call][0].text for call in waiting} == {"etcdserver: too many requests"}
     # The next one reads it again.

@@ -52,7 +52,7 @@ from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
-from etcdlite.request import OwnRequester, Waiter
+from etcdlite.request import Asked, Waiter
 from etcdlite.watch import INVALID_WATCH_ID, WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call
@@ -97,14 +97,13 @@ class _Wait(NamedTuple):
 Script = Generator[Any, Any, Any]
 
 
-class _Queue(OwnRequester):
+class _Queue:
     """The keys under a name as of what the member's watches have seen, and the calls that wait.
 
     A call's turn has come when the queue has seen the revision of its key, and so everything older,
     and no older key is left. Old keys do not come back, so the queue need not be linearizable:
     only whether the call's own key is still there must be, which the call finds out by itself."""
 
-    is_blocked = False
     blocked = False
 
     def __init__(self, member: Member, prefix: bytes) -> None:
@@ -180,7 +179,7 @@ class _Queue(OwnRequester):
             self._stream.close()
             self._stream = None
 
-    # As the session of a read. The calls in the queue share it, and learn nothing but their turn.
+    # The member asks itself: the calls in the queue learn nothing but their turn.
 
     def _read(self) -> None:
         self._is_reading = True
@@ -197,15 +196,15 @@ class _Queue(OwnRequester):
             limit=PAGE_KEYS,
             revision=self._page_revision,
         )
-        self._member.reads.read_now(Waiter(self, 0, RANGE, request))
+        self._member.reads.read_now(Waiter(Asked(self._take_page), 0, RANGE, request))
 
-    def awaits(self, request_id: int) -> bool:
-        return bool(self._calls)
-
-    def reply(self, request_id: int, method: int, body: bytes) -> None:
+    def _take_page(self, answer: bytes | EtcdError) -> None:
         if not self._calls:
             return
-        response = proto.RangeResponse.decode(body)
+        if isinstance(answer, EtcdError):
+            self._fail(answer)
+            return
+        response = proto.RangeResponse.decode(answer)
         assert response.header is not None and self._is_reading
         self._page_revision = self._page_revision or response.header.revision
         self._keys.update((kv.key, kv.create_revision) for kv in response.kvs)
@@ -220,12 +219,12 @@ class _Queue(OwnRequester):
             key=self._prefix, range_end=_after(self._prefix), start_revision=self._seen + 1
         )
         if self._stream.create(create) == INVALID_WATCH_ID:
-            self.fail(request_id, method, error("RequestTooManyRequests"))
+            self._fail(error("RequestTooManyRequests"))
         else:
             self._is_reading = False
             self._wake()
 
-    def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
+    def _fail(self, failure: EtcdError) -> None:
         if self._page_revision and failure.name == "Compacted":
             self._read()
             return
