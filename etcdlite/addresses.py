@@ -14,11 +14,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from etcdlite.loading import start_thread
 from etcdlite.urls import host_port
 
 FRESH_S = 60.0
@@ -80,11 +80,7 @@ class Addresses:
         host = min(unknown)
         if host not in self._waiting:
             self._waiting[host] = []
-            try:
-                threading.Thread(
-                    target=self._look_up, args=(host,), name="resolve", daemon=True
-                ).start()
-            except RuntimeError:  # There can be no more threads now.
+            if start_thread("resolve", partial(self._look_up, host)):
                 self._do_in_loop(partial(self._resolved, host, None))
         self._waiting[host].append(partial(self.check, address, tuple(urls), done, tried | {host}))
 

@@ -41,6 +41,7 @@ from etcdlite import log
 from etcdlite.errors import UNAVAILABLE, EtcdError
 from etcdlite.etcd_file import contents, take_over
 from etcdlite.hardening import protect_process
+from etcdlite.loading import start_thread
 from etcdlite.storage.layout import DataDamaged
 
 MIN_BYTES = 8 << 20
@@ -71,7 +72,7 @@ def start(image: Any, woken: Callable[[], None]) -> BackupProcess | None:
         return None
     try:
         return BackupProcess(fds, woken)
-    except (OSError, RuntimeError) as failure:
+    except OSError as failure:
         log.warn("cannot start a process that writes a backup", why=str(failure))
         return None
 
@@ -80,7 +81,7 @@ class BackupProcess:
     """The process, and the thread that talks to it."""
 
     def __init__(self, fds: list[int], woken: Callable[[], None]) -> None:
-        """Raises OSError, and RuntimeError if there can be no thread."""
+        """Raises OSError."""
         self._woken = woken
         self._input: queue.SimpleQueue[Iterator[Any]] = queue.SimpleQueue()
         self._parts: deque[bytes | Exception] = deque()
@@ -88,12 +89,10 @@ class BackupProcess:
         self._is_closed = False
         self._pid, self._sock = _spawn(fds)
         _running.add(self)
-        try:
-            threading.Thread(target=self._run, name="backup", daemon=True).start()
-        except RuntimeError:
+        if why := start_thread("backup", self._run):
             self.close()
             self._end_process()
-            raise
+            raise OSError(why)
 
     def parts(self, image: Any) -> Iterator[bytes | None]:
         """As `EtcdImage.parts`, of the same image, prepared. After None, there is a part once

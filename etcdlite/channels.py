@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from etcdlite.channel import Channel, ChannelError, Maker
 from etcdlite.config import Config
 from etcdlite.errors import Explained
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS
+from etcdlite.loading import start_thread
 from etcdlite.urls import host_port, is_secure
 from etcdlite.wall_clock import unix_s
 
@@ -95,10 +95,8 @@ class Channels:
         """Read the files of TLS again if they changed, and log which certificates end soon, each
         once a day. In a thread, because files may block. Call it now and then. `is_asked`: an
         operator waits for the result."""
-        if self._credentials:
-            look = partial(self._look, is_asked)
-            with suppress(RuntimeError):  # There can be no more threads now; it looks again later.
-                threading.Thread(target=look, name="certificates", daemon=True).start()
+        if self._credentials:  # If there can be no more threads now, it looks again later.
+            start_thread("certificates", partial(self._look, is_asked))
 
     def _look(self, is_asked: bool) -> None:
         for prefix, credentials in list(self._credentials.items()):

@@ -16,10 +16,12 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from etcdlite import log
 from etcdlite.channel import ChannelError
+from etcdlite.loading import start_thread
 
 MAX_HANDSHAKES = 256
 """Handshakes of clients that have begun and are not complete, and as many of members."""
@@ -78,11 +80,8 @@ class Handshakes:
         line = self._lines.get(is_member)
         if line is None:
             line = _Line()
-            try:
-                args = line, self._begun[is_member]
-                threading.Thread(None, self._run, "handshakes", args, daemon=True).start()
-            except RuntimeError as failure:  # There can be no more threads now.
-                self._report(Stepped(connection, b"", ChannelError(str(failure))))
+            if why := start_thread("handshakes", partial(self._run, line, self._begun[is_member])):
+                self._report(Stepped(connection, b"", ChannelError(why)))
                 return
             self._lines[is_member] = line
         line.put(connection, data)

@@ -1,14 +1,26 @@
-"""Imports in a thread, for modules that few members need: an import may take 40 ms."""
+"""Threads for one thing each, and imports in one, for modules that few members need: an import may
+take 40 ms."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 RunTask = Callable[[Callable[[], None], Callable[[], None]], None]
 """`run_task(task, done)` runs `task`, slow work, in a thread, and then calls `done` in the loop
 (`Member.run_task`)."""
+
+
+def start_thread(name: str, run: Callable[[], object]) -> str:
+    """Call `run` in a thread that does not keep the process from ending. Returns why there can be
+    no more threads now; empty if it runs."""
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as failure:
+        return str(failure)
+    return ""
 
 
 def are_loaded(names: Sequence[str]) -> bool:

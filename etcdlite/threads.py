@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etcdlite.channel import Channel, Dialing, shake_hands
+from etcdlite.loading import start_thread
 from etcdlite.metrics import Metrics
 from etcdlite.peer import Dial
 from etcdlite.raft import Ready
@@ -228,10 +229,8 @@ LOGIN_NICENESS = 10
 
 def start_login(job: Job, done: Callable[[Any], None]) -> None:
     """Run a job of `Logins` in a thread of its own, which reports it."""
-    try:
-        threading.Thread(target=_login, args=(job, done), name="login", daemon=True).start()
-    except RuntimeError as failure:  # There can be no more threads now.
-        job.fail(failure)
+    if why := start_thread("login", lambda: _login(job, done)):
+        job.fail(RuntimeError(why))
         done(job)
 
 
@@ -260,12 +259,8 @@ class Dialed(NamedTuple):
 
 def start_dial(dial: Dial, url: str, dialing: Dialing, done: Callable[[Any], None]) -> None:
     """Connect to another member in a thread of its own, which reports a `Dialed`."""
-    try:
-        threading.Thread(
-            target=lambda: done(_dial(dial, url, dialing)), name="dial", daemon=True
-        ).start()
-    except RuntimeError as failure:
-        done(Dialed(dial, url, OSError(str(failure))))
+    if why := start_thread("dial", lambda: done(_dial(dial, url, dialing))):
+        done(Dialed(dial, url, OSError(why)))
 
 
 def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:
