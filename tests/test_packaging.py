@@ -303,6 +303,31 @@ def test_the_first_installation_alone_makes_the_configuration_and_replaces_nothi
     assert file.read_text() == generate.EXAMPLE.read_text()
 
 
+@pytest.mark.parametrize("step", ["abort-remove", "configure"])
+@pytest.mark.parametrize("is_full", [False, True])
+def test_what_a_removal_stopped_is_started_again_and_a_full_disk_does_not_keep_the_package(
+    tmp_path, step, is_full
+):
+    (tmp_path / "systemd").mkdir()
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho etcdlite.service loaded active running\n")
+    (tmp_path / "deb-systemd-invoke").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/invoked\n')
+    for name in ("systemctl", "deb-systemd-invoke"):
+        (tmp_path / name).chmod(0o755)
+    running = tmp_path / "etcdlite.running"
+    if is_full:
+        running.symlink_to("/dev/full")
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for name, *arguments in (("prerm", "remove"), ("postinst", step, "0.1.0")):
+        script = (PACKAGING / "debian" / f"etcdlite.{name}").read_text()
+        script = script.replace("/run/systemd/system", f"{tmp_path}/systemd")
+        script = script.replace("/var/lib/etcdlite.running", str(running))
+        run("sh", "-c", script.replace("/etc/", f"{tmp_path}/"), name, *arguments, env=environ)
+    invoked = (tmp_path / "invoked").read_text()
+    assert invoked.startswith("stop ")
+    assert ("start etcdlite.service\n" in invoked) is not is_full
+    assert not running.is_symlink() and not running.exists()
+
+
 def test_the_template_differs_from_the_service_only_in_the_name_of_the_member():
     one, template = (
         (PACKAGING / "systemd" / name).read_text().partition("[Unit]")[2].splitlines()
