@@ -663,7 +663,7 @@ class Member:
                 continue
             if conf_change is not None:
                 self.raft.apply_conf_change(conf_change)
-                self.reads.members_changed()
+                self.reads.members_since = self.raft.log.last
             if change.action == membership.PROMOTE and self.leads:
                 self.metrics.learners_promoted += 1
             members = self.state.membership.members

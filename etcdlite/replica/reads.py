@@ -195,8 +195,8 @@ class Reads:
         self._waiting_count = 0
         self._as_of: int | None = None
         """The store's revision while an entry is applied in part."""
-        self._members_since = 0
-        """Entries after this index were proposed to the present members."""
+        self.members_since = 0
+        """Entries after this index were proposed to present members only."""
 
     @property
     def can_serve(self) -> bool:
@@ -351,15 +351,11 @@ class Reads:
             raft.is_sole_voter
             and not raft.learners
             and raft.term == term
-            and index >= self._members_since
+            and index >= self.members_since
         ):
             index = raft.log.committed
         self._as_of = store.revision
         self._serve_slice(index)
-
-    def members_changed(self) -> None:
-        """The membership changed. Entries that are in the log already may reach former members."""
-        self._members_since = self._raft.log.last
 
     def _serve_slice(self, readable: int) -> None:
         if self.ready:

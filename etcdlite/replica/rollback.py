@@ -158,9 +158,8 @@ class RollbackCheck:
         that the quorum is alive, from which this member must not remove the others."""
         if self._is_forced and not self.is_over and message.kind in (APP, HEARTBEAT):
             self.refusal = (
-                f"the other members are not lost: member {message.sender:x} leads them, and "
-                "nothing was changed. Start this member without --force-new-cluster. To make it a "
-                "cluster of its own all the same, stop the others first"
+                f"the other members are not lost: member {message.sender:x} leads them. Nothing is "
+                "changed: start without --force-new-cluster, or stop the others first"
             )
 
     def tick(self, now: float) -> None:
