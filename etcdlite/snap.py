@@ -241,16 +241,16 @@ class Incoming:
         self.connection = connection
         return self.offset
 
-    def check_space(self, left_bytes: int) -> None:
+    def check_space(self, left_bytes: int, room: Callable[[], int]) -> None:
         """Refuse the snapshot that has begun if the rest of it, `left_bytes`, cannot fit. A part
-        that fills the file system would stop the log of this member."""
+        that fills the file system would stop the log of this member. `room`: see `Alarms`."""
         parent, why = os.path.dirname(self._directory), ""
         try:
-            free_bytes, _ = self._disk.space(parent)
-            if left_bytes > free_bytes:
+            most_bytes = max(0, min(self._disk.space(parent)[0], room()))
+            if left_bytes > most_bytes:
                 why = (
-                    f"{left_bytes} bytes are left, and {free_bytes} are free in {parent}: it takes "
-                    "this space beside the old data, until it replaces that"
+                    f"{left_bytes} bytes are left, and {most_bytes} may be used in {parent}: it "
+                    "lies beside the old data until it replaces that, and a reserve stays free"
                 )
         except OSError as failure:
             why = str(failure)

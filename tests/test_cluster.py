@@ -20,7 +20,7 @@ from etcdlite.limits import Limits
 from etcdlite.raft import HEARTBEAT, HEARTBEAT_RESP, Message
 from etcdlite.raft_log import ENTRY_CONF_CHANGE
 from etcdlite.replica import rollback
-from etcdlite.replica.alarms import CORRUPT, NOSPACE
+from etcdlite.replica.alarms import CORRUPT, DISK_RESERVE_BYTES, NOSPACE
 from etcdlite.replica.background import Background
 from etcdlite.replica.leadership import MAX_TRANSFERS
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
@@ -1197,6 +1197,30 @@ def test_a_snapshot_for_which_there_is_little_space_stops_no_writes(
         assert max(parts) == 0
         assert away.member.catch_up.is_behind
         monkeypatch.undo()
+    caught_up(cluster, away)
+
+
+def test_a_snapshot_that_would_leave_no_space_for_writes_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With it in place of the data, the member would raise NOSPACE for all."""
+    cluster, leader, away = behind(limits=Limits(snapshot_bytes_per_s=128 << 10))
+    world, disk = cluster.world, away.disk
+    away.start()
+    incoming = away.member.incoming
+    world.run_until(lambda: incoming.offer is not None)
+    store = away.member.state.store
+    grows_bytes = incoming.offer.size_bytes - store.size_bytes
+    assert grows_bytes > 50_000
+    incoming._refuse("it is offered again")
+    # Now there is space for writes, and beside the data for the snapshot.
+    room = disk.used_bytes + DISK_RESERVE_BYTES + store.checkpoint_space + grows_bytes // 2
+    monkeypatch.setattr(disk, "space", lambda path: (room - disk.used_bytes, 1 << 40))
+    for number in range(40):
+        world.run(0.5)
+        cluster.client.put(leader, b"meanwhile%d" % number)
+    assert away.member.catch_up.is_behind and not leader.member.state.alarms.kinds
+    monkeypatch.undo()
     caught_up(cluster, away)
 
 

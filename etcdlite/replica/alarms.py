@@ -243,6 +243,11 @@ class Alarms:
             left = min(left, self.quota_bytes - self._store.size_in_use_bytes)
         self.space_left = left
 
+    def snapshot_room(self) -> int:
+        """The largest snapshot that leaves space for writes once it has replaced the data."""
+        self._measure_disk()
+        return self.disk_left_bytes + self._store.size_bytes
+
     def record_write(self, size_bytes: int) -> None:
         """These bytes were written, to the log and to the data, since the last measurement."""
         self.disk_left_bytes -= 2 * size_bytes

@@ -176,7 +176,8 @@ class Accepted(peer.PeerConnection, OwnRequester):
         if offset is None:
             self.snapshot_taken()
         else:
-            self.member.incoming.check_space(offer.size_bytes - offset)
+            room = self.member.state.alarms.snapshot_room
+            self.member.incoming.check_space(offer.size_bytes - offset, room)
 
     def _refusal(self, introduction: proto.Introduction) -> EtcdError | None:
         member = self.member
