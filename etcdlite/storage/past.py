@@ -73,8 +73,8 @@ class Past(SortedTable):
 
     def add_all(self, keys: list[bytes], entries: list[bytes]) -> None:
         """As `add`, for several keys. Fast if `add_run` accepts the keys."""
-        is_long = max(map(len, entries), default=0) > _ROW.size
-        if is_long or not self.add_run(keys, b"".join(map(_ROW.pack, entries))):
+        is_run = len(keys) > 1 and max(map(len, entries)) <= _ROW.size
+        if not (is_run and self.add_run(keys, b"".join(map(_ROW.pack, entries)))):
             for key, added in zip(keys, entries, strict=True):
                 self.add(key, added)
 
