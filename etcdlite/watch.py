@@ -44,8 +44,9 @@ to a blocked sink. The same calls give the same bytes: nothing depends on the or
 addresses. An ended watch is freed at once: it is in no reference cycle, which nothing would free.
 
 The behaviour is that of etcd 3.6 (server/etcdserver/api/v3rpc/watch.go, server/storage/mvcc), with
-two differences: a progress request on a stream that is not synced is not dropped, and responses
-with old events do not have the present revision in their header.
+two differences: a progress request on a stream that is not synced, or has a watch from the next
+revision on, is not dropped, and responses with old events do not have the present revision in their
+header.
 """
 
 from __future__ import annotations

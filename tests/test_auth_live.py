@@ -62,6 +62,8 @@ class Side:
         if "token" in answer:
             self.tokens[body["name"]] = answer.pop("token")
         answer.pop("details", None)
+        if status != 200:  # Left out by the gateway of Debian's etcd.
+            answer.setdefault("error", answer["message"])
         return status, answer
 
 

@@ -208,7 +208,8 @@ class JsonSide:
         text = response.read()
         assert text.startswith(b"{"), (name, response.status, text)
         raw = json.loads(text)
-        if "error" in raw:
+        if response.status != 200:
+            raw.setdefault("error", raw["message"])  # Left out by the gateway of Debian's etcd.
             # The status is a function of the code: kept beside it, it is compared, too.
             assert raw == {"error": raw["error"], "code": raw["code"], "message": raw["error"]}
             return Refusal(response.status * 100 + raw["code"], raw["error"])

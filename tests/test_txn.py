@@ -90,8 +90,8 @@ class RealEtcd:
         body = json_mapping.text(request)
         self._connection.request("POST", method.http_paths[0], body)
         reply = json.loads(self._connection.getresponse().read())
-        if "error" in reply:
-            return reply["error"]
+        if "code" in reply:
+            return reply["message"]
         return json_mapping.from_json(method.response, reply)
 
 
