@@ -252,10 +252,11 @@ class DataFile:
         records that are read often."""
         bodies: list[bytes | memoryview] = []
         at, count = 0, len(records)
+        recent, older = self.recent, self.older
         while at < count:
             location, size_bytes = records[at]
             stop = at + 1
-            if body := self.recent.get(location) or self.older.get(location):
+            if body := recent.get(location) or older.get(location):
                 bodies.append(body)
                 at = stop
                 continue

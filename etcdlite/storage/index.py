@@ -205,8 +205,8 @@ class Index:
         self, keys: list[bytes], start: bytes, end: bytes | None, limit: int, descends: bool
     ) -> list[bytes]:
         """As `all_keys`, or the last ones, given the first (or last) current ones."""
-        gone = self.past.first(start, end, limit, descends)
-        return sorted({*keys, *gone}, reverse=descends)[:limit] if gone else keys
+        gone = set(self.past.first(start, end, limit, descends)).difference(keys)
+        return sorted([*keys, *gone], reverse=descends)[:limit] if gone else keys
 
     def versions(
         self, key: bytes, compacted: int, revision: int, above: int = 0, limit: int = 1 << 62
