@@ -171,6 +171,19 @@ def streamed(
         store.pinned.remove(revision)
 
 
+def piece(
+    store: Store, request: proto.RangeRequest, revision: int, piece_bytes: int, before: int
+) -> tuple[bytes, int, bytes | None]:
+    """About `piece_bytes` of the answer to a request for a whole range, as of `revision`, after
+    `before` keys in earlier pieces: the piece, which is a RangeResponse without header, the number
+    of keys so far, and the key of the next piece; None: this is the last. Raises DataDamaged."""
+    seen, records, rest = next(_pages(store, request, revision, piece_bytes))
+    count = before + seen
+    tail = b"" if rest else _tail(False, count)
+    kvs = _with_fields(_read(store, request, records))
+    return b"".join([*kvs, tail]), count, rest and rest[0]
+
+
 def _pages(
     store: Store, request: proto.RangeRequest, revision: int, page_bytes: int, room: int = _NO_LIMIT
 ) -> Iterator[tuple[int, list[tuple[Any, int]], tuple[bytes, bytes | None] | None]]:

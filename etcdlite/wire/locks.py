@@ -325,22 +325,9 @@ def _shared(member: Member) -> _Shared:
     return _SHARED.setdefault(member, _Shared())
 
 
-class _EventSink:
-    """Receives the events of a call's watch."""
-
-    def __init__(self, call: _ScriptedCall) -> None:
-        self._call = call
-
-    @property
-    def blocked(self) -> bool:
-        return self._call.blocked
-
-    def send(self, body: bytes) -> None:
-        self._call.happened(body)
-
-
 class _ScriptedCall(Call):
-    """Runs the script of a call, and is the session of its requests to the member."""
+    """Runs the script of a call, and is the session of its requests to the member and the sink of
+    its watch."""
 
     is_blocked = False
     """For the member: the answers to a script's requests are small."""
@@ -408,7 +395,7 @@ class _ScriptedCall(Call):
         # The hub must not be called while it reports an event.
         self._close_stream()
 
-    def happened(self, body: bytes) -> None:
+    def send(self, body: bytes) -> None:
         """Process a response of the watch."""
         if self._is_following:
             response = proto.WatchResponse.decode(body)
@@ -458,7 +445,7 @@ class _ScriptedCall(Call):
                 self._is_following = True
                 return
             else:
-                self.send(step.encode())
+                self.owner.send_message(self.request_id, self.method, step.encode())
 
     def _follow(self, create: proto.WatchCreateRequest, refused: EtcdError | None) -> None:
         if refused is not None and not self._is_over:
@@ -466,7 +453,7 @@ class _ScriptedCall(Call):
         elif not self._is_over:
             self._is_following = True
             quota = self.owner.calls.quota
-            self._stream = self.member.hub.open(_EventSink(self), quota)
+            self._stream = self.member.hub.open(self, quota)
             if self._stream.create(create) == INVALID_WATCH_ID:
                 self._close_stream()
                 self.advance(error("RequestTooManyRequests"))

@@ -18,7 +18,7 @@ from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.methods import KEEP_ALIVE, RANGE, SNAPSHOT, WATCH, Route, by_number, numbers
 from etcdlite.proto import varint
-from etcdlite.ranges import filters, key_range, streamed
+from etcdlite.ranges import filters, piece, streamed
 from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Waiter
@@ -84,14 +84,10 @@ class WatchCall(Call):
         if request.create_request is not None:
             if self.member.catch_up.is_behind:
                 raise behind_error()
-            create = request.create_request
-            if self.member.state.auth.enabled:
-                self._is_waiting = True
-                created = partial(self._create, create)
-                waiter = Waiter(self, self.request_id, WATCH, create)
-                self.member.access.admit(waiter, created, size_bytes)
-            else:
-                self._stream.create(create)
+            self._is_waiting = True
+            waiter = Waiter(self, self.request_id, WATCH, request.create_request)
+            created = partial(self._create, request.create_request)
+            self.member.access.admit(waiter, created, size_bytes)
         elif request.cancel_request is not None:
             self._stream.cancel(request.cancel_request.watch_id)
         elif request.progress_request is not None:
@@ -436,8 +432,6 @@ class RangeStreamCall(Call):
         """For `Reads`: the streams of a connection wait in one line."""
         self._request: Any = None
         self._is_whole = False
-        self._cursor: bytes | None = None
-        self._end: bytes | None = None
         self._revision = 0
         self._checked_under = (False, 0)
         self._count = 0
@@ -454,14 +448,11 @@ class RangeStreamCall(Call):
             raise error("InvalidSortOption")
         self._request = request
         self._is_whole = bool(request.limit or request.count_only or filters(request))
-        first = request if self._is_whole else proto.RangeRequest(key=request.key)
-        read = Waiter(self, self.request_id, RANGE, first)
-        if request.serializable:
-            if self.member.catch_up.is_behind:
-                raise behind_error()
-            self.member.reads.read_now(read, len(body))
-        else:
-            self.member.reads.read(read, len(body))
+        first = request
+        if not self._is_whole:
+            first = proto.RangeRequest(key=request.key, serializable=request.serializable)
+        handle, _ = api.HANDLERS[RANGE]
+        handle(self.member, Waiter(self, self.request_id, RANGE, first), body)
 
     def awaits(self, request_id: int) -> bool:
         return not self.is_closed
@@ -486,9 +477,7 @@ class RangeStreamCall(Call):
             return
         self._checked_under = _rules(self.member.state.auth)
         store = self.member.state.store
-        request = self._request
-        self._revision = request.revision if request.revision > 0 else store.revision
-        self._cursor, self._end = key_range(request.key, request.range_end)
+        self._revision = max(0, self._request.revision) or store.revision
         self.resume()
         self._send(self.member.identity.header(store.revision))
 
@@ -498,38 +487,27 @@ class RangeStreamCall(Call):
             self.owner.fail(self.request_id, self.method, failure)
 
     def produce(self) -> None:
-        assert self._cursor is not None
         _check_same(self.member.state.auth, self._checked_under)
-        store = self.member.state.store
+        store, request = self.member.state.store, self._request
         store.check_revision(self._revision)
-        step_keys = store.limits.range_step_keys
-        records, self._cursor = store.scan(
-            self._cursor, self._end, self._revision, step_keys, RANGE_CHUNK_BYTES
-        )
         try:
-            kvs = list(map(bytes, store.data.read_all(records)))
+            fields, self._count, key = piece(
+                store, request, self._revision, RANGE_CHUNK_BYTES, self._count
+            )
         except DataDamaged as damage:
             damage.report()
             raise error("Corrupt") from damage
-        if self._request.keys_only:
-            messages = list(map(proto.KeyValue.decode, kvs))
-            for message in messages:
-                message.value = b""
-            kvs = [message.encode() for message in messages]
-        self._count += len(kvs)
-        parts = [b"\x12" + varint(len(kv)) + kv for kv in kvs]
-        if self._cursor is None and self._count:
-            parts.append(b"\x20" + varint(self._count))
-        if parts:
-            self._send(b"".join(parts))
-        if self._cursor is None:
+        if fields:
+            self._send(fields)
+        if key is None:
             self.end()
+        else:
+            request.key = key
 
     def _send(self, response: bytes) -> None:
         self.send(b"\x0a" + varint(len(response)) + response)
 
     def close(self) -> None:
-        self._cursor = None
         self.member.reads.wake(self)
 
 
