@@ -42,7 +42,6 @@ from sortedcontainers import SortedSet
 
 from etcdlite import log, proto
 from etcdlite.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, EtcdError, error
-from etcdlite.lease import Lessor
 from etcdlite.methods import COMPACT, ROWS, Permission
 from etcdlite.mvcc import Store
 from etcdlite.plain_txn import GET, PlainTxn
@@ -62,13 +61,8 @@ of them."""
 
 SEED_BYTES = 32
 
-KEYS_PER_STEP = 1024
 USERS_PER_STEP = 64
-"""Keys of a lease that one step checks, and users that one step may change."""
-
-MAX_KNOWN_LEASES = 10_000
-MAX_LEASE_WRITERS = 8
-"""Bounds of what is remembered about leases, and of users for each."""
+"""Users that one step may change."""
 
 _ENABLED = b"enabled"
 _REVISION = b"revision"
@@ -104,21 +98,10 @@ class Auth:
     def __init__(self, store: Store) -> None:
         self.author: Author | None = None
         """The user whose request is applied now; None if the entry names no user."""
-        self._rights: dict[str, Rights | None] = {}
+        self.known_rights: dict[str, Rights | None] = {}
         """By user, computed when needed. None for a user that does not exist."""
         self._learning: dict[str, Generator[None, None, None]] = {}
         """By user: the generator that computes the rights, between two steps."""
-        self._lease_writers: dict[int, list[str]] = {}
-        """Users without the role root that may write all keys of a lease, by lease."""
-        self._large_leases: set[int] = set()
-        """Those of them that have more than `KEYS_PER_STEP` keys, or had."""
-        self._attaching: Sequence[tuple[int, bytes | None]] = ()
-        """The leases and keys of the request that was checked last, which may be applied in part:
-        some of these keys may not be attached yet."""
-        self._forbidden: dict[tuple[int, str], bytes] = {}
-        """A key of a lease that a user may not write, by lease and user."""
-        self._scans: list[list[int]] = []
-        """Checks of the keys of a lease that are under way: [lease], or [0] if it is outdated."""
         self.restore(store)
 
     def restore(self, store: Store) -> None:
@@ -156,10 +139,10 @@ class Auth:
             raise error("UserEmpty")
         if author.revision < self.revision:
             raise error("AuthOldRevision")
-        if author.name not in self._rights:
+        if author.name not in self.known_rights:
             for _ in self.learn_steps(author):  # Few permissions take no second step.
                 raise RightsUnknown(author)
-        rights = self._rights[author.name]
+        rights = self.known_rights[author.name]
         if rights is None:
             raise error("PermissionDenied")
         return rights
@@ -173,7 +156,7 @@ class Auth:
     def learn_steps(self, author: Author | None) -> Generator[None, None, None]:
         """Compute the rights of the author, so that no check raises RightsUnknown until users or
         roles change. In steps; all that wait for the same user share one computation."""
-        while not (author is None or author.is_member or author.name in self._rights):
+        while not (author is None or author.is_member or author.name in self.known_rights):
             steps = self._learning.pop(author.name, None) or self._learn_steps(author.name)
             for _ in steps:
                 self._learning[author.name] = steps  # Not if it failed: it has no more steps.
@@ -186,105 +169,18 @@ class Auth:
             roles = self._store.buckets.get(AUTH_ROLE, {})
             records = [roles[role.encode()] for role in user.roles if role.encode() in roles]
             rights = yield from rights_steps(frozenset(user.roles), records)
-        if len(self._rights) >= MAX_AUTH_BYTES // RECORD_BYTES:
-            self._rights.clear()  # Names that do not exist come from certificates.
-        self._rights[name] = rights
+        if len(self.known_rights) >= MAX_AUTH_BYTES // RECORD_BYTES:
+            self.known_rights.clear()  # Names that do not exist come from certificates.
+        self.known_rights[name] = rights
 
     def check(
         self, author: Author | None, method: int, request: Any, is_applied: bool = False
     ) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
-        the keys of leases (`lease_steps`). `is_applied`: the request is in the log."""
+        the keys of leases (`lease_rights.py`). `is_applied`: the request is in the log."""
         check = (APPLIED if is_applied else CHECKS)[method]
         if check is not None and (author is None or not author.is_member):
             check(self, author, request)
-
-    def lease_steps(
-        self, lessor: Lessor, author: Author | None, puts: Sequence[tuple[int, bytes | None]]
-    ) -> Generator[None, None, None]:
-        """Raise PermissionDenied unless the author may write all keys of the leases in `puts`, each
-        a lease and the key that will be attached to it, if any (`lease_puts`). In steps. The
-        verdict does not depend on what is remembered, so all members agree.
-
-        A lease may have 100,000 keys, and each put with the lease would look at all of them. So the
-        users that are permitted are remembered, as long as they may write each further key; and of
-        those that are not, a key that they may not write."""
-        if author is None or not author.is_member:
-            yield from self.learn_steps(author)
-            rights = self.rights(author)
-            assert author is not None
-            for lease_id in {lease_id for lease_id, _ in puts}:
-                if not (rights.is_root or author.name in self._lease_writers.get(lease_id, ())):
-                    yield from self._check_lease(lessor, lease_id, author.name, rights)
-        self._attaching = [put for put in puts if put[1] is not None] or self._attaching
-        for lease_id, key in puts:
-            if key is None:
-                continue
-            for scan in self._scans:
-                if scan[0] == lease_id:
-                    scan[0] = 0
-            writers = self._lease_writers.get(lease_id)
-            if writers:
-                for name in list(writers):
-                    known = self._rights.get(name)
-                    if known is None or not known.write.holds(key):
-                        writers.remove(name)
-
-    def _check_lease(
-        self, lessor: Lessor, lease_id: int, name: str, rights: Rights
-    ) -> Generator[None, None, None]:
-        witness = self._forbidden.get((lease_id, name), b"")
-        if witness and lessor.key_lease.get(witness) == lease_id:
-            rights.check_write(witness)
-        count, scan = 0, [lease_id]
-        self._scans.append(scan)
-        try:
-            for count, key in enumerate(lessor.attached(lease_id), 1):
-                if not rights.write.holds(key):
-                    if len(self._forbidden) >= MAX_KNOWN_LEASES:
-                        self._forbidden.clear()
-                    self._forbidden[lease_id, name] = key
-                    raise error("PermissionDenied")
-                if count % KEYS_PER_STEP == 0:
-                    yield
-        finally:
-            self._scans = [other for other in self._scans if other is not scan]
-        if not scan[0]:
-            return  # Writes went on during the check of a renewal: its result may be outdated.
-        for attaching, new_key in self._attaching:
-            # A renewal may be checked while a transaction is applied in part. What it finds is
-            # right now, but not when all keys are attached.
-            if attaching == lease_id and new_key is not None and not rights.write.holds(new_key):
-                return
-        if len(self._lease_writers) >= MAX_KNOWN_LEASES:
-            # The large ones stay: with many small leases, a user must not have others checked again
-            # and again.
-            large = self._lease_writers.keys() & self._large_leases
-            if len(large) >= MAX_KNOWN_LEASES // 2:
-                large = set()
-            self._lease_writers = {known: self._lease_writers[known] for known in large}
-            self._large_leases = large
-        if count > KEYS_PER_STEP:
-            self._large_leases.add(lease_id)
-        writers = self._lease_writers.setdefault(lease_id, [])
-        if len(writers) >= MAX_LEASE_WRITERS:
-            del writers[0]
-        writers.append(name)
-
-    def lease_read_steps(
-        self, lessor: Lessor, author: Author | None, lease_id: int | None
-    ) -> Generator[None, None, None]:
-        """Raise PermissionDenied unless the author may read all keys of the lease, or of all leases
-        (None). In steps."""
-        if author is None or not author.is_member:
-            yield from self.learn_steps(author)
-            rights = self.rights(author)
-            if not rights.is_root:
-                keys = list(lessor.key_lease) if lease_id is None else lessor.attached(lease_id)
-                for count, key in enumerate(keys, 1):
-                    rights.check_read(key)
-                    if count % KEYS_PER_STEP == 0:
-                        yield
 
     # What is there.
 
@@ -529,13 +425,8 @@ class Auth:
 
     def _forget(self) -> None:
         """Users and roles changed, so what is remembered may be wrong now."""
-        self._rights.clear()
+        self.known_rights.clear()
         self._learning.clear()
-        self._lease_writers.clear()
-        self._large_leases.clear()
-        self._forbidden.clear()
-        for scan in self._scans:
-            scan[0] = 0
 
 
 # Checks, by method. Each raises EtcdError.

@@ -611,6 +611,7 @@ class Link:
     def __init__(self, local: Local, node: int, urls: list[str]) -> None:
         self.local = local
         self.node = node
+        self._hex = f"{node:x}"
         self.urls = urls
         self.dial: Dial | None = None
         self.shipment: Shipment | None = None
@@ -659,7 +660,7 @@ class Link:
             return
         self.dial = None
         self.failures += 1
-        key, fields = f"unreachable {self._hex()} {why}", {"remote-peer-id": self._hex()}
+        key, fields = f"unreachable {self._hex} {why}", {"remote-peer-id": self._hex}
         if not self.local.is_stopping:
             log.warn("cannot reach a peer", key, LINES_PER_S, error=why, url=self.url, **fields)
         self._pause()
@@ -685,7 +686,7 @@ class Link:
         self._redial_s = REDIAL_MIN_S
         self._was_lost = False
         own_id = f"{self.local.identity.member_id:x}"
-        fields = {"local-member-id": own_id, "remote-peer-id": self._hex()}
+        fields = {"local-member-id": own_id, "remote-peer-id": self._hex}
         if self.dial is not None and self.dial.channel is not None:
             fields["channel"] = self.dial.channel.description
         log.info("established connection to peer", url=self.url, **fields)
@@ -697,9 +698,9 @@ class Link:
         elif failure.code == DATA_LOSS:
             self.local.rollback.refused(failure.text)
         else:
-            what, key = "a peer refused this member", f"refused by {self._hex()}"
+            what, key = "a peer refused this member", f"refused by {self._hex}"
             own_id = f"{self.local.identity.member_id:x}"
-            fields = {"remote-peer-id": self._hex(), "local-member-id": own_id}
+            fields = {"remote-peer-id": self._hex, "local-member-id": own_id}
             log.error(what, key, LINES_PER_S, why=failure.text, url=self.url, **fields)
 
     def lost(self, dial: Dial) -> None:
@@ -717,11 +718,8 @@ class Link:
         self._was_lost = True
         self._next_dial_at = 0.0
         if not self.local.is_stopping:
-            log.warn("lost connection to peer", remote_peer_id=self._hex())
+            log.warn("lost connection to peer", remote_peer_id=self._hex)
         self.local.events.on_unreachable(self.node)
-
-    def _hex(self) -> str:
-        return f"{self.node:x}"
 
     # For the member.
 

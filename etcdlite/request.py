@@ -199,9 +199,3 @@ def warn_slow(what: str, took_s: float, expected_s: float, requests: Sequence[Wa
             expected_duration=f"{expected_s * 1000:.0f}ms",
             **(about(requests[0]) if requests else {}),
         )
-
-
-def fail_all(waiters: Sequence[Waiter], failure: EtcdError) -> None:
-    """Answer all these requests with the same error."""
-    for waiter in waiters:
-        waiter.fail(failure)

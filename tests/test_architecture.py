@@ -24,7 +24,7 @@ LAYERS = {
     "client": "client client.*",
     "settings": "config discovery",
     "store": "storage storage.* lease mvcc ranges txn watch watch_responses watch_slices auth"
-    " tokens jwt_tokens rights",
+    " tokens jwt_tokens rights lease_rights",
     "consensus": "raft raft_log raft_progress wal",
     "data directory": "datadir keys snap bolt crc32c etcd_file etcd_backup etcd_restore etcd_hash",
     "state machine": "replica replica.*",

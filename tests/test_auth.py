@@ -19,11 +19,12 @@ from rigs.faulty_disk import FaultyDisk
 from rigs.users import CHEAP
 
 from etcdlite import auth as auth_module
-from etcdlite import flags, jwt_tokens, methods, passwords, proto
+from etcdlite import flags, jwt_tokens, lease_rights, methods, passwords, proto
 from etcdlite import tokens as tokens_module
 from etcdlite.auth import MAX_NAME_BYTES, OWN, Auth, Author
 from etcdlite.errors import EtcdError
 from etcdlite.lease import Lessor
+from etcdlite.lease_rights import LeaseRights
 from etcdlite.methods import LEASE_REVOKE, METHOD_BY_NAME, PUT, TXN
 from etcdlite.mvcc import Store
 from etcdlite.plain_txn import PlainTxn, decode_txn
@@ -593,14 +594,15 @@ def test_a_watch_from_a_key_on_needs_more_than_the_key(open_house: Auth) -> None
     assert may_watch(b"a", b"b")
 
 
-def may_use(auth: Auth, lessor: Lessor, user: str, method: int, request: Any) -> bool:
+def may_use(auth: Auth, rights: LeaseRights, user: str, method: int, request: Any) -> bool:
     author = Author(user, auth.revision)
-    steps = auth.lease_steps(lessor, author, lease_puts(method, request))
+    steps = rights.write_steps(author, lease_puts(method, request))
     return not name_of(lambda: finish(steps))
 
 
 def test_a_lease_belongs_to_those_who_may_write_all_its_keys(open_house: Auth) -> None:
     lessor = Lessor()
+    rights = LeaseRights(open_house, lessor)
     for lease in (1, 2, 3):
         lessor.grant(lease, 60, 0)
     lessor.attach(b"b1", 1)
@@ -613,16 +615,16 @@ def test_a_lease_belongs_to_those_who_may_write_all_its_keys(open_house: Auth) -
         txn = proto.TxnRequest(success=[nested(failure=[put(b"b", lease=lease)])])
         for method, request in ((LEASE_REVOKE, revoke), (PUT, put_with), (TXN, txn)):
             for _ in range(2):  # The second time, it is remembered.
-                assert may_use(open_house, lessor, "a", method, request) == allowed
-            assert may_use(open_house, lessor, "root", method, request)
+                assert may_use(open_house, rights, "a", method, request) == allowed
+            assert may_use(open_house, rights, "root", method, request)
     # What is remembered ends when another user attaches a key, or one is detached.
-    assert may_use(open_house, lessor, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
+    assert may_use(open_house, rights, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
     lessor.attach(b"foreign", 1)
-    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    assert not may_use(open_house, rights, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
     lessor.detach(b"foreign")
-    assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    assert may_use(open_house, rights, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
     lessor.detach(b"a")
-    assert may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=2))
+    assert may_use(open_house, rights, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=2))
 
 
 def test_a_renewal_amid_a_transaction_does_not_change_who_may_write_a_lease(
@@ -631,62 +633,65 @@ def test_a_renewal_amid_a_transaction_does_not_change_who_may_write_a_lease(
     """Renewals are checked on one member only, so that member would decide otherwise than the
     others."""
     lessor = Lessor()
+    rights = LeaseRights(open_house, lessor)
     lessor.grant(1, 60, 0)
     lessor.attach(b"b1", 1)
-    assert may_use(open_house, lessor, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
+    assert may_use(open_house, rights, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
     # The transaction is applied in part: the key is not attached yet.
-    finish(open_house.lease_steps(lessor, Author("a", open_house.revision), [(1, None)]))
+    finish(rights.write_steps(Author("a", open_house.revision), [(1, None)]))
     lessor.attach(b"foreign", 1)
-    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    assert not may_use(open_house, rights, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
 
 
 def test_many_small_leases_do_not_have_a_large_one_checked_again(
     open_house: Auth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth_module, "MAX_KNOWN_LEASES", 8)
+    monkeypatch.setattr(lease_rights, "MAX_KNOWN_LEASES", 8)
     lessor = Lessor()
+    rights = LeaseRights(open_house, lessor)
     lessor.grant(1, 60, 0)
-    for number in range(2 * auth_module.KEYS_PER_STEP):
+    for number in range(2 * lease_rights.KEYS_PER_STEP):
         lessor.attach(b"b%d" % number, 1)
 
     def steps(lease: int) -> int:
         author = Author("a", open_house.revision)
-        return sum(1 for _ in open_house.lease_steps(lessor, author, [(lease, None)]))
+        return sum(1 for _ in rights.write_steps(author, [(lease, None)]))
 
     assert steps(1) == 2
     for lease in range(2, 100):
         lessor.grant(lease, 60, 0)
         lessor.attach(b"bb%d" % lease, lease)
         assert steps(lease) == steps(1) == 0
-    assert len(open_house._lease_writers) <= 8
+    assert len(rights._writers) <= 8
 
 
 def test_a_slow_check_remembers_nothing_that_changed_meanwhile(open_house: Auth) -> None:
     """Renewals are checked in steps, and keys are attached in between."""
     lessor = Lessor()
+    rights = LeaseRights(open_house, lessor)
     lessor.grant(1, 60, 0)
-    for number in range(2 * auth_module.KEYS_PER_STEP):
+    for number in range(2 * lease_rights.KEYS_PER_STEP):
         lessor.attach(b"b%d" % number, 1)
     author = Author("a", open_house.revision)
 
     def renewal() -> Any:
-        steps = open_house.lease_steps(lessor, author, [(1, None)])
+        steps = rights.write_steps(author, [(1, None)])
         next(steps)
         return steps
 
     under_way = [renewal(), renewal()]
-    assert may_use(open_house, lessor, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
+    assert may_use(open_house, rights, "root", PUT, proto.PutRequest(key=b"foreign", lease=1))
     lessor.attach(b"foreign", 1)
     for steps in under_way:
         finish(steps)
-    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    assert not may_use(open_house, rights, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
     lessor.detach(b"foreign")
     # Rights change.
     steps = renewal()
     open_house.revoke_role(proto.AuthUserRevokeRoleRequest(name="a", role="w"))
     finish(steps)
-    assert not may_use(open_house, lessor, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
-    assert not open_house._scans
+    assert not may_use(open_house, rights, "a", LEASE_REVOKE, proto.LeaseRevokeRequest(ID=1))
+    assert not rights._scans
 
 
 def test_a_role_of_many_users_is_deleted_in_steps(auth: Auth) -> None:

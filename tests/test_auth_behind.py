@@ -12,7 +12,7 @@ import pytest
 from rigs.users import CHEAP, User, add_users
 from test_cluster import SMALL, Cluster
 
-from etcdlite import auth, proto
+from etcdlite import lease_rights, proto
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.methods import SNAPSHOT
@@ -441,7 +441,7 @@ def test_the_renewal_of_a_lease_with_many_keys_is_checked_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its keys are looked at in steps, after the first check."""
-    monkeypatch.setattr(auth, "KEYS_PER_STEP", 2)
+    monkeypatch.setattr(lease_rights, "KEYS_PER_STEP", 2)
     house.done("Lease.LeaseGrant", ID=11, TTL=60)
     for key in (b"a1", b"a2", b"a3", b"y"):
         house.done("KV.Put", key=key, lease=11)

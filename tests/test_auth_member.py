@@ -13,7 +13,7 @@ from rigs.lone_member import LoneMember
 from rigs.users import CHEAP, User, add_users
 
 from etcdlite import auth as auth_module
-from etcdlite import frames, log, methods, passwords, proto, rights
+from etcdlite import frames, lease_rights, log, methods, passwords, proto, rights
 from etcdlite.auth import Auth
 from etcdlite.errors import EtcdError
 from etcdlite.methods import METHOD_BY_NAME
@@ -792,7 +792,7 @@ def grant_with_keys(root: User, keys: dict[int, int]) -> None:
 def test_a_renewal_of_a_lease_with_many_keys_is_checked_in_steps(
     house: LoneMember, root: User, ann: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 4)
+    monkeypatch.setattr(lease_rights, "KEYS_PER_STEP", 4)
     grant_with_keys(root, {1: 100, 2: 2, 3: 100})
     request_id = ann.send("Lease.LeaseKeepAlive", ID=1)
     for lease in (1, 3, 2):
@@ -819,7 +819,7 @@ def test_more_large_leases_than_a_stream_may_renew_at_once_are_known_soon(
     house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client with one stream for all its leases renews them in one go, again and again."""
-    monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 4)
+    monkeypatch.setattr(lease_rights, "KEYS_PER_STEP", 4)
     monkeypatch.setattr(streams, "MAX_UNCHECKED_RENEWALS", 3)
     leases = range(1, 9)
     grant_with_keys(root, dict.fromkeys(leases, 6))
@@ -840,7 +840,7 @@ def test_more_large_leases_than_a_stream_may_renew_at_once_are_known_soon(
 def test_renewals_of_streams_that_were_closed_do_not_pile_up(
     house: LoneMember, ann: User, root: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth_module, "KEYS_PER_STEP", 1)
+    monkeypatch.setattr(lease_rights, "KEYS_PER_STEP", 1)
     leases = range(1, 4)
     grant_with_keys(root, dict.fromkeys(leases, 100))
     with monkeypatch.context() as patch:

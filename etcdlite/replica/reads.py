@@ -45,7 +45,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Done, Session, Shares, Steps, Waiter, fail_all, warn_slow
+from etcdlite.request import Asked, Done, Session, Shares, Steps, Waiter, warn_slow
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -474,9 +474,8 @@ class Reads:
             author = self._access.check(read)
         revision = auth.revision
         if method == methods.LEASE_LEASES or (method == methods.TIME_TO_LIVE and request.keys):
-            yield from auth.lease_read_steps(
-                self._state.lessor, author, None if method == methods.LEASE_LEASES else request.ID
-            )
+            lease_id = None if method == methods.LEASE_LEASES else request.ID
+            yield from self._state.lease_rights.read_steps(author, lease_id)
         try:
             answer = yield from steps
         except ranges.AnswerTooLarge:
@@ -637,7 +636,8 @@ class Reads:
                 late.append(line.read)
                 line.steps = line.read = None
             line.reads = deque(item for item in line.reads if item[0] is None)
-            fail_all(late, ANSWER_LOST)
+            for read in late:
+                read.fail(ANSWER_LOST)
         self._waiting_count = sum(len(line.reads) for line in self._lines.values())
 
     def wake(self, session: Session) -> None:
@@ -756,7 +756,7 @@ def _renewal(state: State, request: tuple[Author | None, int] | None) -> Steps:
     Raises PermissionDenied."""
     if request is not None:
         author, lease_id = request
-        yield from state.auth.lease_steps(state.lessor, author, [(lease_id, None)])
+        yield from state.lease_rights.write_steps(author, [(lease_id, None)])
     return b""
 
 

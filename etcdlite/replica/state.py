@@ -22,6 +22,7 @@ from etcdlite.auth import Auth, Author
 from etcdlite.errors import EtcdError, error
 from etcdlite.identity import Identity
 from etcdlite.lease import KEY as LEASE_KEY
+from etcdlite.lease_rights import LeaseRights
 from etcdlite.metrics import Metrics
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
@@ -69,13 +70,13 @@ class State:
         self.store = store
         self.lessor = store.lessor
         self.auth = Auth(store)
+        self.lease_rights = LeaseRights(self.auth, self.lessor)
         self.membership = Membership(store, options.max_learners)
         self.alarms = Alarms(store, identity.member_id, propose, clock, options)
         self.cluster_version = ClusterVersion(store)
         self.timeline = Timeline(store, self.cluster_version)
         self.awaiting_compaction: list[Waiter] = []
-        """(session, request id, method) of physical compactions, to be answered when the superseded
-        versions are dropped."""
+        """Physical compactions, to be answered when the superseded versions are dropped."""
         self.late_answers: deque[tuple[Steps, Waiter]] = deque()
         """Writes that are applied; the steps read the answers. They are begun already, so that what
         they need is pinned."""
@@ -91,6 +92,7 @@ class State:
         self.store = store
         self.lessor = store.lessor
         self.auth.restore(store)
+        self.lease_rights = LeaseRights(self.auth, self.lessor)
         self.alarms.restore(store)
         self.membership.restore(store)
         self.cluster_version.restore(store)
@@ -173,7 +175,7 @@ class State:
                         yield from auth.learn_steps(auth.author)
                         auth.check(auth.author, method, request, is_applied=True)
                         if puts := lease_puts(method, request):
-                            yield from auth.lease_steps(self.lessor, auth.author, puts)
+                            yield from self.lease_rights.write_steps(auth.author, puts)
                 if alarms:
                     refuse(alarms, method, request)
                 if is_plain_put:

@@ -46,7 +46,7 @@ from etcdlite.replica.entry import (
 )
 from etcdlite.replica.state import State, needs_space
 from etcdlite.replica.write_lines import Waiting, WriteLines
-from etcdlite.request import Done, Session, Shares, Waiter, connection, fail_all
+from etcdlite.request import Done, Session, Shares, Waiter, connection
 from etcdlite.versions import OLDEST
 
 MAX_PROPOSED_BYTES = 64 << 20
@@ -496,7 +496,9 @@ class Writes:
                 waiters = self._decoded(entry)
         if data[0] != ENTRY_VERSION and needed_version(data) > self._state.cluster_version.allowed:
             # It was proposed before the version went down. Every member skips it.
-            fail_all([w for w in waiters if w.method in methods.SINCE], _not_allowed())
+            for waiter in waiters:
+                if waiter.method in methods.SINCE:
+                    waiter.fail(_not_allowed())
             waiters = [w for w in waiters if w.method == methods.SET_CLUSTER_VERSION]
         return waiters, since
 
@@ -541,7 +543,8 @@ class Writes:
     def _give_up(self, number: int, failure: EtcdError) -> None:
         waiters = self._drop(number).waiters
         self._metrics.proposals_failed += sum(waiter.method != methods.AUTHOR for waiter in waiters)
-        fail_all(waiters, failure)
+        for waiter in waiters:
+            waiter.fail(failure)
 
     def restored(self) -> None:
         """A snapshot replaced the state. It may hold any entry that was proposed before, so none of

@@ -84,9 +84,10 @@ class Call:
 
     def resume(self) -> None:
         """Have `produce` called, a piece at a time, until the call is closed or `is_ready` is set
-        to False."""
-        self.is_ready = True
-        self.owner.resume(self.request_id)
+        to False. Does nothing once it is closed."""
+        if not self.is_closed:
+            self.is_ready = True
+            self.owner.resume(self.request_id)
 
     def produce(self) -> None:
         """Send a piece. Not called while the call is blocked. Raises EtcdError."""

@@ -256,9 +256,6 @@ class _Queue:
                 self._oldest.add((kv.create_revision, kv.key))
         self._wake()
 
-    def end(self) -> None:
-        """The stream ends only when this queue ends it."""
-
 
 class _Place:
     """A key, for the calls of this member that stand in line with it."""

@@ -175,7 +175,7 @@ class KeepAliveCall(Call):
             if auth.enabled:
                 author = member.access.check(Waiter(self.owner, self.request_id, KEEP_ALIVE, None))
                 lease_id = api.read_renewal(body)
-                steps = auth.lease_steps(member.state.lessor, author, [(lease_id, None)])
+                steps = member.state.lease_rights.write_steps(author, [(lease_id, None)])
                 for _ in steps:  # The lease has many keys.
                     steps.close()
                     self._unchecked[number] = (body, is_current)
@@ -344,12 +344,8 @@ class SnapshotCall(Call):
 
     def _begin(self, make: Making) -> None:
         if not self.is_closed:
-            self._parts = make(self.member, self._resume)  # type: ignore[assignment]
+            self._parts = make(self.member, self.resume)  # type: ignore[assignment]
             self._began_at = self.member.clock()
-            self.resume()
-
-    def _resume(self) -> None:
-        if not self.is_closed:
             self.resume()
 
     def _format(self, body: bytes) -> Making:

@@ -849,9 +849,9 @@ def _rights_survive_a_revocation(patch: Patch) -> None:
     commit = auth.Auth._commit
 
     def forgetful(self: Any) -> None:
-        kept = dict(self._rights)
+        kept = dict(self.known_rights)
         commit(self)
-        self._rights.update(kept)
+        self.known_rights.update(kept)
 
     patch.set(auth.Auth, "_commit", forgetful)
 
