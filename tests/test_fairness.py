@@ -191,7 +191,7 @@ def test_a_read_that_waits_for_an_entry_lets_the_loop_sleep(lone: Paced) -> None
     lone.settle()
     client, request = Client(), proto.RangeRequest(key=b"k")
     needed = lone.member.state.store.applied_index + 1
-    lone.member.reads.ready.append((needed, [(client, 1, RANGE, request)], 0.0))
+    lone.member.reads.ready.append((needed, [Waiter(client, 1, RANGE, request)], 0.0))
     lone.member.turn()
     assert not lone.member.has_urgent_work and not client.answers
     propose(lone, client, 2, PUT, proto.PutRequest(key=b"k"))

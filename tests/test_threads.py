@@ -24,6 +24,7 @@ from etcdlite.metrics import Metrics
 from etcdlite.raft import Ready, Snapshot
 from etcdlite.raft_log import Entry
 from etcdlite.replica.logins import Job
+from etcdlite.request import Waiter
 from etcdlite.server import STALL_S, Server
 from etcdlite.storage import disk as disk_layer
 from etcdlite.storage.steps import finish
@@ -359,7 +360,7 @@ def test_without_a_thread_a_login_fails() -> None:
     done: list[Any] = []
     results: list[Any] = []
     session: Any = SimpleNamespace(awaits=lambda request_id: True)
-    job = Job((session, 1, 0, None), lambda: b"hash", results.append)
+    job = Job(Waiter(session, 1, 0, None), lambda: b"hash", results.append)
     threads.start_login(job, done.append)
     assert done == [job]
     job.finish()
