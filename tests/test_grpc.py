@@ -1281,6 +1281,7 @@ def merged(answer: Answer) -> Any:
         {"range_end": b""},
         {"key": b"nothing", "range_end": b""},
         {"key": b"k0100", "range_end": b"\0"},
+        {"key": b"large", "range_end": b""},
     ],
 )
 def test_a_range_stream_merges_to_what_range_answers(
@@ -1289,6 +1290,8 @@ def test_a_range_stream_merges_to_what_range_answers(
     client = Client(lone, window=50_000)
     for n in range(600):
         client.put(b"k%04d" % (n % 500), b"%d" % n + bytes(2000))
+    client.put(b"large", bytes(streams.RANGE_CHUNK_BYTES))  # A piece of its own.
+    client.put(b"large\0")
     request = proto.RangeRequest(**{"key": b"k", "range_end": b"l", **options})
     streamed = client.ask(KV + "RangeStream", request)
     assert streamed.status == 0

@@ -498,7 +498,8 @@ class RangeStreamCall(Call):
         if key is None:
             self.end()
         else:
-            request.key = key
+            # Without an end, the rest would be the next key.
+            request.key, request.range_end = key, request.range_end or key
 
     def _send(self, response: bytes) -> None:
         self.send(b"\x0a" + varint(len(response)) + response)
