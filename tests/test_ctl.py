@@ -1073,6 +1073,26 @@ def test_work_that_takes_long_on_a_large_store_is_waited_for(fake: type[FakeClie
     assert run_ctl("defrag", "--help").stdout.count(b"--command-timeout=") == 1
 
 
+def test_a_cluster_without_a_quorum_does_not_hold_up_work_that_takes_long(
+    fake: type[FakeClient],
+) -> None:
+    """Until the timeout, the client asks again for the list of all members."""
+    listed = proto.MemberListResponse(members=[proto.Member(ID=1, clientURLs=["http://m1"])])
+    times_s = []
+
+    def members(request: Any, endpoint: str) -> Any:
+        if not request.linearizable:
+            return listed
+        times_s.append(fake.made[-1].timeout_s)
+        return Timeout(text="no quorum")
+
+    fake.answers["Cluster.MemberList"] = members
+    fake.answers["Maintenance.Defragment"] = proto.DefragmentResponse(header=HEADER)
+    for words in ((), ("--command-timeout=3s",)):
+        assert run_ctl("defrag", "--cluster", *words).status == 0
+    assert times_s == [5.0, 3.0]
+
+
 def test_a_change_after_which_members_have_http_and_https_is_warned_of(
     fake: type[FakeClient],
 ) -> None:

@@ -36,6 +36,9 @@ KEEP_ALIVE_RETRY_S = 0.5
 CHANGE_RETRY_S = 0.5
 CHANGE_WAIT_S = 6.0
 """A change of members is refused until each voter has been in contact for 5 s."""
+LIST_TIMEOUT_S = 5.0
+"""For the list of all members, which needs a quorum, also if each has more time for its answer."""
+
 MAX_AT_ONCE = 32
 """Endpoints that are asked at the same time."""
 
@@ -295,7 +298,8 @@ def _each_endpoint(session: Session) -> list[str]:
     if not session.flags["cluster"]:
         return list(session.endpoints)
     try:
-        response = session.ask("Cluster.MemberList", linearizable=True)
+        with session.client_for(session.endpoints, limit_s=LIST_TIMEOUT_S) as client:
+            response = session.ask("Cluster.MemberList", client, linearizable=True)
     except EtcdliteError as error:
         text = f"failed to fetch endpoints from etcd cluster member list: {describe(error)}"
         try:
