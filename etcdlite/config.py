@@ -359,7 +359,7 @@ class _Reader:
         while arguments:
             argument = arguments.pop()
             if argument in ("gateway", "grpc-proxy"):
-                own = f"there is no etcdlite {argument}; that of etcd works in front of etcdlite"
+                own = f"there is no etcdlite {argument}; the one of etcd works in front of etcdlite"
                 self.problems.append(f"{own}: etcd {argument} start --endpoints=HOST:PORT,...")
                 break
             if not argument.startswith("-") or argument in ("-", "--"):

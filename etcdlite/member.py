@@ -241,7 +241,7 @@ class Member:
         own_id = self.identity.member_id
         if node != own_id and self.raft.has_live_leader:
             # If it goes on, that member was made a cluster of its own beside the quorum.
-            what = "a member says that this one was removed; it stops when it hears no leader"
+            what = "a member says that this one was removed; this one goes on while it has a leader"
             log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
         elif self.removed_since is None:
             self.removed_since = self.clock()

@@ -249,8 +249,8 @@ class Incoming:
             most_bytes = max(0, min(self._disk.space(parent)[0], room()))
             if left_bytes > most_bytes:
                 why = (
-                    f"{left_bytes} bytes are left, and {most_bytes} may be used in {parent}: it "
-                    "lies beside the old data until it replaces that, and a reserve stays free"
+                    f"{left_bytes} bytes are to come, and {most_bytes} may be used in {parent}: it "
+                    "lies beside the old data until it replaces that, and space for writes is kept"
                 )
         except OSError as failure:
             why = str(failure)

@@ -54,8 +54,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "TimeoutDueToConnectionLost": "The member lost the others. Repeat on another one; a write "
         "may have taken effect.",
         "TimeoutWaitAppliedIndex": "The member is behind. Repeat, or ask another one.",
-        "Unhealthy": "A voting member has not been in contact for the last 5 seconds, and too few "
-        "others are for this change. Bring it back, or repeat after a change of members.",
+        "Unhealthy": "A voting member has not been in contact for the last 5 seconds, and the others "
+        "are too few for this change. `etcdlite-ctl doctor` shows which is missing: bring it back, "
+        "or repeat after a change of members.",
         "RequestTooManyRequests": "Too much waits. Repeat later, with fewer requests in flight "
         "([limits.md](limits.md)).",
         "Corrupt": "The answer needs a damaged record, or the alarm CORRUPT is raised: see above.",

@@ -569,7 +569,7 @@ def test_an_address_that_this_machine_does_not_have_is_a_finding(tmp_path: Path)
     here = machine_module.look(str(file), is_named=True)
     assert here is not None
     (problem,) = here.problems
-    assert "http://192.0.2.1:2379: this machine has no such address" in problem
+    assert "http://192.0.2.1:2379: this machine does not have that address" in problem
 
 
 def test_a_file_that_is_newer_than_the_process_which_read_it_is_found(tmp_path: Path) -> None:
@@ -581,10 +581,10 @@ def test_a_file_that_is_newer_than_the_process_which_read_it_is_found(tmp_path: 
         now = time.time()
         for path, changed_s, is_newer in ((file, -60, False), (file, 60, True), (other, 60, False)):
             os.utime(path, (now + changed_s, now + changed_s))
-            assert machine_module._has_older(process.pid, str(path)) == is_newer
+            assert machine_module._has_older_settings(process.pid, str(path)) == is_newer
         assert process.stdin is not None
         process.stdin.write(b"\n")
-    assert not machine_module._has_older(process.pid, str(file)), "it ended"
+    assert not machine_module._has_older_settings(process.pid, str(file)), "it ended"
 
 
 def test_without_proc_the_process_that_has_a_port_is_not_known(

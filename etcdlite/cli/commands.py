@@ -194,14 +194,17 @@ def _change(session: Session, method: str, **fields: Any) -> Any:
             response = session.ask(f"Cluster.{method}", **fields)
             urls = [url for member in response.members for url in member.peerURLs]
             if "peerURLs" in fields and len({url.partition(":")[0] for url in urls}) == 2:
-                what = "Warning: some peer URLs of this cluster have http://, others https://."
-                say(f"{what} A member is reached only as it listens: correct with member update")
+                what = (
+                    "Warning: some peer URLs of this cluster have http://, others https://; a URL"
+                )
+                say(f"{what} works only as its member listens (member update corrects it)")
             return response
         except Unhealthy as error:
             now = time.monotonic()
             if gives_up_at == math.inf:
                 gives_up_at = now + CHANGE_WAIT_S
-                say(f"{error.text}: trying again for {CHANGE_WAIT_S:.0f}s")
+                what = f"{error.text} (etcdlite-ctl doctor shows which members are missing)"
+                say(f"{what}: trying again for {CHANGE_WAIT_S:.0f}s")
             elif now > gives_up_at:
                 raise
         time.sleep(CHANGE_RETRY_S)
@@ -364,8 +367,8 @@ def _show_each(session: Session, kind: str, what: str, method: str, **fields: An
     if kind == "endpoint_hashkv":
         bases = {(a.response.hash_revision, a.response.compact_revision) for a in answered}
         if len(bases) > 1:
-            what = "Warning: these hashes cannot be compared: the members have not compacted at the"
-            say(f"{what} same revision, or were not asked for the same one (--rev); ask again")
+            what = "Warning: these hashes cannot be compared: they end at different revisions (give"
+            say(f"{what} --rev), or a compaction has not reached all members yet (ask again)")
     return 0 if len(answered) == len(answers) else EXIT_FAILED
 
 

@@ -8,6 +8,7 @@ from textwrap import indent
 from etcdlite import __version__
 from etcdlite.cli.failures import PROGRAM
 from etcdlite.cli.flags import ENVIRONMENT_PREFIXES, FORMATS, GLOBAL_FLAGS, HELP_FLAG, Command, Flag
+from etcdlite.notation import format_duration
 
 FIRST_AID = f"""
   {PROGRAM} endpoint status --cluster -w table   members, leader, size of the data
@@ -29,7 +30,7 @@ def shown_flag(flag: Flag) -> str:
     names = f"-{flag.short}, --{flag.name}" if flag.short else f"    --{flag.name}"
     default = flag.default
     if flag.kind == "duration":
-        default = f"{default:g}s"
+        default = format_duration(int(default * 1e9))
     elif flag.kind == "list":
         default = ",".join(default)
     is_shown = default is not None and (flag.kind != "bool" or default)

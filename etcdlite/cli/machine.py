@@ -132,8 +132,8 @@ def look(file: str, is_named: bool) -> Machine | None:
         machine.data_dir = data_dir
         machine.problems += check_files(config)
         machine.pid = _holder_of_lock(f"{data_dir}/lock")
-        if machine.pid and _has_older(machine.pid, file):
-            what = "it was changed after the member started, which goes on as before"
+        if machine.pid and _has_older_settings(machine.pid, file):
+            what = "it was changed after the member started, which still has the earlier settings"
             machine.warnings.append(f"{file}: {what}; restart the member (systemctl restart)")
         _look_at_files(machine, config)
     _look_at_ports(machine, config)
@@ -271,8 +271,8 @@ def _holder_of_lock(path: str) -> int:
     return 0
 
 
-def _has_older(pid: int, file: str) -> bool:
-    """Whether a process that was started with this file has read it before its last change."""
+def _has_older_settings(pid: int, file: str) -> bool:
+    """Whether a process that was started with this file read it before the file's last change."""
     words = _read(f"/proc/{pid}/cmdline").decode("utf-8", "replace").split("\0")
     with contextlib.suppress(OSError, ValueError, IndexError):
         started = int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
@@ -321,16 +321,16 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
             return
     for flag, url in config.listeners:
         host, port = host_port(url)
-        why_not = _why_not_bound(host, port) if port else 0
+        why_not = _bind_errno(host, port) if port else 0
         if why_not == errno.EADDRNOTAVAIL:
-            text = f"{flag} = {url}: this machine has no such address"
-            machine.problems.append(f"{text}; correct it, or give the machine that address")
+            text = f"{flag} = {url}: this machine does not have that address"
+            machine.problems.append(f"{text}; correct the URL, or give it the address")
         elif why_not == errno.EADDRINUSE and not own & (found := listeners(port)):
             machine.taken_ports.append(Port(flag, url, holder(found)))
 
 
-def _why_not_bound(host: str, port: int) -> int:
-    """The error of another socket that would listen there; 0 if there is none."""
+def _bind_errno(host: str, port: int) -> int:
+    """The errno of an attempt to bind another socket there; 0 if it succeeds."""
     host = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:

@@ -360,13 +360,12 @@ class Mirror:
 
     def _too_late(self, revision: int) -> str:
         text = f"etcdserver: mvcc: required revision has been compacted (revision {revision})"
-        if self._session.flags["rev"]:
-            return f"{text}: leave out --rev to copy all keys"
-        why = "the mirror was stopped for too long, or is slower than the source is written"
+        why = "the mirror was stopped for too long, or cannot keep up with the writes to the source"
         if self._position.after is not None:
-            why = "the source compacted it before all keys were copied; let it keep more history"
+            why = "the source was compacted before all keys were copied; let it keep more history"
         keys = "keys and the checkpoint key" if self._checkpoint_key else "keys"
-        return f"{text}: {why}. Delete the mirrored {keys} at the destination, and start again"
+        again = "start again without --rev" if self._session.flags["rev"] else "start again"
+        return f"{text}: {why}. Delete the mirrored {keys} at the destination, and {again}"
 
     # Following.
 
