@@ -173,6 +173,17 @@ apt-get remove -y etcdlite
 apt-get install -y ./next.deb
 test "$(systemctl is-active etcdlite@m2)" = inactive
 
+# A removal that is aborted starts it again at once.
+cp /var/lib/dpkg/info/etcdlite.prerm prerm
+echo 'exit 1' >> /var/lib/dpkg/info/etcdlite.prerm
+before=$(systemctl show etcdlite -p MainPID --value)
+if apt-get remove -y etcdlite; then exit 1; fi
+test "$(systemctl show etcdlite -p MainPID --value)" != "$before"
+systemctl is-active etcdlite etcdlite-backup.timer
+test "$(systemctl is-active etcdlite@m2)" = inactive
+test "$(value greeting)" = hello
+cp prerm /var/lib/dpkg/info/etcdlite.prerm
+
 # Remove keeps data and configuration; purge keeps data and says so.
 pgrep_etcdlite
 apt-get remove -y etcdlite
