@@ -241,12 +241,12 @@ class Incoming:
         self.connection = connection
         return self.offset
 
-    def check_space(self, left_bytes: int, room: Callable[[], int]) -> None:
+    def check_space(self, left_bytes: int, room: Callable[[str], int]) -> None:
         """Refuse the snapshot that has begun if the rest of it, `left_bytes`, cannot fit. A part
         that fills the file system would stop the log of this member. `room`: see `Alarms`."""
         parent, why = os.path.dirname(self._directory), ""
         try:
-            most_bytes = max(0, min(self._disk.space(parent)[0], room()))
+            most_bytes = max(0, min(self._disk.space(parent)[0], room(parent)))
             if left_bytes > most_bytes:
                 why = (
                     f"{left_bytes} bytes are to come, and {most_bytes} may be used in {parent}: it "

@@ -1224,6 +1224,21 @@ def test_a_snapshot_that_would_leave_no_space_for_writes_is_not_taken(
     caught_up(cluster, away)
 
 
+def test_a_small_disk_for_the_log_does_not_keep_a_snapshot_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster, _, away = behind()
+
+    def space(path: str) -> tuple[int, int]:
+        return (DISK_RESERVE_BYTES + 20_000 if path == "/log" else 1 << 40), 1 << 40
+
+    monkeypatch.setattr(away.disk, "space", space)
+    away.start()
+    away.member.state.alarms._wal_dir = "/log"
+    caught_up(cluster, away)
+    assert not away.member.state.alarms.kinds
+
+
 def test_a_job_without_space_beside_a_snapshot_stops_no_writes() -> None:
     cluster, leader, away = behind(limits=Limits(snapshot_bytes_per_s=128 << 10))
     world = cluster.world

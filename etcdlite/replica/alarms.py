@@ -220,7 +220,7 @@ class Alarms:
         wal_dir, wal_bytes = self._wal_dir or f"{parent}/wal", self._wal_segment_bytes
         try:
             self.disk_left_bytes, self._fullest = min(
-                (self._left_at(parent, self._segment_bytes) - self._store.checkpoint_space, parent),
+                (self._data_left_at(parent), parent),
                 (self._left_at(wal_dir, wal_bytes if self._wal_dir else 0), wal_dir),
             )
             self.has_access = True
@@ -230,6 +230,9 @@ class Alarms:
             to_do = remedy(failure, str(failure.filename))
             log.error(what, "access", 0.1, error=str(failure), next=to_do)
         self._measure_left()
+
+    def _data_left_at(self, parent: str) -> int:
+        return self._left_at(parent, self._segment_bytes) - self._store.checkpoint_space
 
     def _left_at(self, path: str, segment_bytes: int) -> int:
         """Free space beyond the reserve, for segments that take this much at once."""
@@ -243,10 +246,10 @@ class Alarms:
             left = min(left, self.quota_bytes - self._store.size_in_use_bytes)
         self.space_left = left
 
-    def snapshot_room(self) -> int:
-        """The largest snapshot that leaves space for writes once it has replaced the data."""
-        self._measure_disk()
-        return self.disk_left_bytes + self._store.size_bytes
+    def snapshot_room(self, parent: str) -> int:
+        """The largest snapshot that leaves space for writes once it has replaced the data, in this
+        folder. The log may lie on another file system. Raises OSError."""
+        return self._data_left_at(parent) + self._store.size_bytes
 
     def record_write(self, size_bytes: int) -> None:
         """These bytes were written, to the log and to the data, since the last measurement."""
