@@ -647,6 +647,7 @@ def test_a_member_that_does_not_renew_a_lease_is_left_however_short_the_lease(
     server.intercept = lambda _, __, name, ___: IGNORE if name == "Lease.LeaseKeepAlive" else None
     with FakeServer(server.store) as other:
         client = connect(server, other)
+        assert client.get("k") is None, "connected: the time is the renewal's alone"
         with pytest.raises(Timeout):
             client.lease_keep_alive_once(7, timeout_s=0.1)
         assert client.endpoint == other.endpoint
