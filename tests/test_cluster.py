@@ -1053,6 +1053,19 @@ def test_a_member_that_is_forced_while_a_leader_lives_changes_nothing_and_stops(
     cluster.agree()
 
 
+def test_a_member_that_is_forced_listens_as_long_if_it_is_paused_meanwhile(
+    cluster: Cluster,
+) -> None:
+    world, forced = cluster.world, cluster.followers[0]
+    forced.crash()
+    forced.start(force_new_cluster=True)
+    forced.pause()
+    world.run(10)
+    forced.resume()
+    world.run_until(lambda: not forced.is_up)
+    assert "the other members are not lost" in forced.member.rollback.refusal
+
+
 def test_a_leader_whose_disk_rots_does_not_hand_that_on() -> None:
     cluster = Cluster(**SMALL)
     client, world = cluster.client, cluster.world

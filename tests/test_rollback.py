@@ -419,6 +419,7 @@ class _Raft:
         self.term = 5
         self.progress: dict[int, Any] = {}
         self.log = type("Log", (), {"applied": 90})()
+        self.config = type("Config", (), {"election_ticks": 10})()
 
 
 def make(disk: FaultyDisk, raft: Any = None, now: Callable[[], float] = lambda: 0.0) -> Any:
@@ -431,7 +432,7 @@ def make(disk: FaultyDisk, raft: Any = None, now: Callable[[], float] = lambda: 
         "identity": identity,
         "clock": staticmethod(now),
     }
-    options = type("Options", (), {"election_timeout_s": 1.0, "force_new_cluster": False})()
+    options = type("Options", (), {"force_new_cluster": False})()
 
     def run(task: Callable[[], None], done: Callable[[], None]) -> None:
         task()

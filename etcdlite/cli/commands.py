@@ -194,10 +194,8 @@ def _change(session: Session, method: str, **fields: Any) -> Any:
             response = session.ask(f"Cluster.{method}", **fields)
             urls = [url for member in response.members for url in member.peerURLs]
             if "peerURLs" in fields and len({url.partition(":")[0] for url in urls}) == 2:
-                what = (
-                    "Warning: some peer URLs of this cluster have http://, others https://; a URL"
-                )
-                say(f"{what} works only as its member listens (member update corrects it)")
+                what = "Warning: some peer URLs of this cluster have http://, others https://;"
+                say(f"{what} a URL works only as its member listens (member update corrects it)")
             return response
         except Unhealthy as error:
             now = time.monotonic()

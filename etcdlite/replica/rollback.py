@@ -118,8 +118,9 @@ class RollbackCheck:
         others = state.membership.members.keys() - {self._own_id}
         self.is_over = not self._unheard and not (self._is_forced and others)
         """This member may vote, campaign and acknowledge."""
-        timeouts = LEADER_TIMEOUTS if self._is_forced else 1
-        self._until = state.clock() + timeouts * options.election_timeout_s
+        ticks = raft.config.election_ticks + 1
+        self._ticks_left = LEADER_TIMEOUTS * ticks if self._is_forced else ticks
+        """Until the others need not be heard. Not a time: a process that is paused hears nobody."""
         self._path = f"{os.path.dirname(state.store.directory)}/positions"
         self._known = _load(state.store.disk, self._path)
         self._has_changed = False
@@ -163,7 +164,8 @@ class RollbackCheck:
             )
 
     def tick(self, now: float) -> None:
-        if now >= self._until and not self.refusal:
+        self._ticks_left -= 1
+        if self._ticks_left <= 0 and not self.refusal:
             self.is_over = True
         self._note_acknowledged()
         if not self._has_changed or self._is_saving or now < self._saved_at + SAVE_PAUSE_S:

@@ -498,8 +498,7 @@ class RangeStreamCall(Call):
         if key is None:
             self.end()
         else:
-            # Without an end, the rest would be the next key.
-            request.key, request.range_end = key, request.range_end or key
+            request.key, request.range_end = key, request.range_end or key  # One key has no rest.
 
     def _send(self, response: bytes) -> None:
         self.send(b"\x0a" + varint(len(response)) + response)
