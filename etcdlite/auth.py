@@ -178,7 +178,7 @@ class Auth:
     ) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
         the keys of leases (`lease_rights.py`). `is_applied`: the request is in the log."""
-        check = (APPLIED if is_applied else CHECKS)[method]
+        check = (CHECKS_APPLIED if is_applied else CHECKS)[method]
         if check is not None and (author is None or not author.is_member):
             check(self, author, request)
 
@@ -544,6 +544,6 @@ CHECKS: dict[int, _Check | None] = {
 }
 """By method; None if it needs no author."""
 
-APPLIED = CHECKS | {COMPACT: _check_user}
-"""Those of requests in the log. Earlier programs that run beside this one must agree: the rule that
-Compact needs the role root is newer, and counts only where the request is received, as in etcd."""
+CHECKS_APPLIED = CHECKS | {COMPACT: _check_user}
+"""Those of requests in the log, on which members that run an earlier program must agree. The rule
+that Compact needs the role root is newer: as in etcd, only the member that receives it looks."""

@@ -121,8 +121,8 @@ class _OwnBackup:
         self.size_bytes: int = file.seek(0, os.SEEK_END)
         if not skip_hash_check:
             self._check_digest(progress)
-        # If the disk of the member that made the snapshot is failing, its SHA-256 is right all the
-        # same.
+        # If the disk of the member that made the snapshot is failing, the SHA-256 is that of
+        # damaged records.
         contents: Any = _Contents(file, self._header, self._start)
         try:
             snap.check_records(contents, "")

@@ -23,7 +23,6 @@ MAX_KNOWN_LEASES = 10_000
 MAX_LEASE_WRITERS = 8
 """Bounds of what is remembered about leases, and of users for each."""
 
-
 Attach = tuple[int, "bytes | None"]
 """A lease, and a key that will be attached to it; None if there is none."""
 
@@ -76,6 +75,7 @@ class LeaseRights:
                     writers.remove(name)
 
     def _scan(self, lease_id: int, name: str, rights: Rights) -> Check:
+        """As `write_steps`, for one lease. Remembers the result."""
         lessor, revision = self._lessor, self._auth.revision
         witness = self._forbidden.get((lease_id, name), b"")
         if witness and lessor.key_lease.get(witness) == lease_id:
@@ -94,7 +94,7 @@ class LeaseRights:
         finally:
             self._scans = [other for other in self._scans if other is not scan]
         if not scan[0] or revision != self._auth.revision:
-            return  # Writes went on during the check of a renewal: its result may be outdated.
+            return  # During the check of a renewal, writes go on. Its result may be outdated.
         for attaching, new_key in self._attaching:
             # A renewal may be checked while a transaction is applied in part. What it finds is
             # right now, but not when all keys are attached.

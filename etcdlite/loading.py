@@ -1,5 +1,5 @@
-"""Threads for one thing each, and imports in one, for modules that few members need: an import may
-take 40 ms."""
+"""Threads that do one thing and end, such as imports of modules that few members need: an import
+may take 40 ms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ RunTask = Callable[[Callable[[], None], Callable[[], None]], None]
 
 
 def start_thread(name: str, run: Callable[[], object]) -> str:
-    """Call `run` in a thread that does not keep the process from ending. Returns why there can be
-    no more threads now; empty if it runs."""
+    """Call `run` in a thread that does not keep the process from ending. Returns "", or why the
+    thread could not be started: there can be no more threads now."""
     try:
         threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError as failure:

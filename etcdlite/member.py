@@ -45,7 +45,7 @@ from etcdlite.replica.background import SLICE_S, Background
 from etcdlite.replica.catch_up import CatchUp
 from etcdlite.replica.corruption import HashCheck
 from etcdlite.replica.forced import ForcedCluster
-from etcdlite.replica.leadership import COMMIT_DELAY_S, Leadership
+from etcdlite.replica.leadership import Leadership
 from etcdlite.replica.leases import LeaseKeeper
 from etcdlite.replica.logins import Logins
 from etcdlite.replica.maintenance import Maintenance
@@ -476,8 +476,7 @@ class Member:
         while raft.has_ready:
             self._take_ready(raft.ready())
         if raft.commit_is_unsent:
-            leadership = self.leadership
-            leadership.send_commit_at = min(leadership.send_commit_at, now + COMMIT_DELAY_S)
+            self.leadership.send_commit_later(now)
         if self._committed or self._applying is not None:
             self._apply()
         elif self.restoring.waiting and not (self._task_done or self._tasks):

@@ -86,13 +86,13 @@ def collect_only_new_objects() -> None:
     the variables of all callers."""
     gc.freeze()
     gc.set_threshold(COLLECT_OBJECTS, 0, 1 << 30)
-    if gc.get_threshold()[2]:
+    if gc.get_threshold()[2]:  # Else see `collect_new`.
         gc.enable()
 
 
 def collect_new() -> None:
-    """Where the collector is the incremental one of Python 3.14.0 to 3.14.4, which has no third
-    threshold and visits all objects again and again, it stays off. This is called often instead."""
+    """Collect new objects if the collector is off. That of Python 3.14.0 to 3.14.4 is incremental:
+    it has no third threshold, and would visit all objects again and again. To be called often."""
     if not gc.isenabled() and gc.get_count()[0] > COLLECT_OBJECTS:
         gc.collect()
         gc.freeze()

@@ -111,16 +111,13 @@ class Server:
         self._reload = reload or (lambda: settings)
         self._selector = selectors.DefaultSelector()
         self.listeners = Listeners(settings, self._selector, self._accepted)
-        self.connections = Connections(
-            settings,
-            self._selector,
-            self.listeners.places,
-            Handshakes(self._reports(lambda stepped: self.connections.stepped(stepped))),
-        )
+        handshakes = Handshakes(self._reports(lambda stepped: self.connections.stepped(stepped)))
+        places = self.listeners.places
+        self.connections = Connections(settings, self._selector, places, handshakes)
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
         self._results: deque[Callable[[], None]] = deque()
-        """What the threads have reported, for `_take_results`."""
+        """What the threads ask the loop to call: `_take_results` does it."""
         self._signal = 0
         self._signal_at_s = 0.0
         """The signal that stops the server, 0 before it comes, and when it came."""
@@ -337,12 +334,12 @@ class Server:
             service_manager.notify("READY=1\nSTATUS=serving")
 
     def _take_results(self) -> None:
-        """Do what the threads have reported."""
+        """Handle what the threads have reported."""
         while self._results:
             self._results.popleft()()
 
     def _disk_reported(self, result: Any) -> None:
-        """A task is done (None), or these saves are durable; or the disk has failed."""
+        """Handle None (a task is done), saves that are durable, or the error of a failed disk."""
         if isinstance(result, BaseException):
             raise threads.DiskFailed(str(result)) from result
         if result is None:

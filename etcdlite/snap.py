@@ -243,7 +243,7 @@ class Incoming:
 
     def check_space(self, left_bytes: int, room: Callable[[str], int]) -> None:
         """Refuse the snapshot that has begun if the rest of it, `left_bytes`, cannot fit. A part
-        that fills the file system would stop the log of this member. `room`: see `Alarms`."""
+        that fills the file system would stop this member's log. `room`: `Alarms.snapshot_room`."""
         parent, why = os.path.dirname(self._directory), ""
         try:
             most_bytes = max(0, min(self._disk.space(parent)[0], room(parent)))

@@ -449,10 +449,10 @@ def _get(store: Store, key: bytes) -> bytes | None:
     return _response(b"\x0a", _header(store.revision), body)
 
 
-def _gets(store: Store, request: proto.TxnRequest) -> bytes | None:
+def _answer_gets(store: Store, request: proto.TxnRequest) -> bytes | None:
     """The response, after its header, to a transaction that only gets keys as they are now, as
     etcd's Go library reads. None for another one, and for one that takes several steps."""
-    size, answers = 0, [b"\x10\x01"]
+    size, answers = 0, [b"\x10\x01"]  # It succeeds.
     if store.is_writing or request.compare or len(request.success) > store.limits.execute_step_ops:
         return None
     for op in request.success:
@@ -558,7 +558,7 @@ def txn_steps(
     Raises EtcdError, before any change, if an operation of a taken branch cannot be done;
     Unanswerable; DataDamaged if a value to compare, or to write again by `ignore_value`, is
     damaged. A transaction that only reads raises EtcdError and DataDamaged."""
-    if (gets := _gets(store, request)) is not None:
+    if (gets := _answer_gets(store, request)) is not None:
         return head + gets
     applied = yield from apply_steps(store, request)
     return (yield from applied.answer_steps(store, head))

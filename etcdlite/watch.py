@@ -253,8 +253,8 @@ class _Index:
         return groups
 
     def join_steps(self, watches: list[_Watch], step: int) -> Generator[None, None, None]:
-        """Let those of these watches that are still here be in the group that began first, so that
-        the watches of one key or range share their bytes again."""
+        """Put those of these watches that are still in this index into the group that began first,
+        so that all watches of one key or range share their bytes again. In steps."""
         for count, watch in enumerate(watches, 1):
             if watch.group is not None and watch.group.index is self and watch.group.since:
                 self.remove(watch)

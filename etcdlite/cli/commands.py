@@ -370,12 +370,9 @@ def _show_each(session: Session, kind: str, what: str, method: str, **fields: An
     return 0 if len(answered) == len(answers) else EXIT_FAILED
 
 
-endpoint_status = partial(
-    _show_each, kind="endpoint_status", what="status", method="Maintenance.Status"
-)
-downgrade_status = partial(
-    _show_each, kind="downgrade_status", what="status", method="Maintenance.Status"
-)
+_show_status = partial(_show_each, what="status", method="Maintenance.Status")
+endpoint_status = partial(_show_status, kind="endpoint_status")
+downgrade_status = partial(_show_status, kind="downgrade_status")
 
 
 def downgrade(session: Session, action: str, count: int) -> None:

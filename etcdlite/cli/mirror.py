@@ -606,10 +606,9 @@ def make_mirror(session: Session) -> None:
     if flags["verify"] and not flags["once"]:
         raise BadArguments("--verify is only for --once: the source goes on changing")
     others = {name: flags[f"dest-{name}"] for name, *_ in CONNECTION_FLAGS}
-    endpoints = tuple(filter(None, destination.split(",")))
-    if not endpoints:
+    others |= {"discovery-srv": "", "endpoints": tuple(filter(None, destination.split(",")))}
+    if not others["endpoints"]:
         raise BadArguments(takes)
-    others |= {"discovery-srv": "", "endpoints": endpoints}
     other = Session([], -1, {**flags, **others})
     with closing(client_of(session)) as source, closing(client_of(other)) as target:
         mirror = Mirror(session, source, target)

@@ -69,8 +69,8 @@ class Alarms:
         self._awaits_snapshot = False
         """A snapshot lies beside the data that it will replace. Until then no alarm is raised."""
         self.state_is_past = False
-        """Until this member has caught up: the present state may keep the quota though this one
-        does not."""
+        """This member has not caught up: the cluster's present state may keep the quota even if
+        this one, which is older, exceeds it."""
         self._checks_quota = False
         self.has_access = True
         """Whether the directories could be looked at. If not, no file in them can be opened."""
@@ -114,7 +114,7 @@ class Alarms:
 
     def _note_kinds(self) -> None:
         self.kinds = frozenset(kind for _, kind in self._active)
-        self._is_raised = (self._member_id, NOSPACE) in self._active
+        self._has_nospace = (self._member_id, NOSPACE) in self._active
 
     def check_space(self, size_bytes: int) -> None:
         """Raise NoSpace if this member has none for a write of this size. Asked before a write is
@@ -129,7 +129,7 @@ class Alarms:
     def raise_nospace(self, failure: OSError | None = None) -> None:
         """Tell the cluster that this member is out of space; `failure` showed it."""
         now = self._clock()
-        if self._awaits_snapshot or self._is_raised or now < self._raised_at + RAISE_AGAIN_S:
+        if self._awaits_snapshot or self._has_nospace or now < self._raised_at + RAISE_AGAIN_S:
             return
         self._raised_at = now
         quota_left = self.quota_bytes - self._store.size_in_use_bytes
@@ -149,7 +149,7 @@ class Alarms:
         self.raise_alarm(self._member_id, NOSPACE)
 
     def raise_alarm(self, node: int, kind: int) -> None:
-        """Tell the cluster that a member is out of space, or differs from the leader."""
+        """Tell the cluster of a member's alarm, NOSPACE or CORRUPT, unless it is raised."""
         if (node, kind) not in self._active:
             self._propose(ALARM_METHOD, proto.AlarmRequest(action=1, memberID=node, alarm=kind))
 
@@ -193,7 +193,7 @@ class Alarms:
     @property
     def _exceeds_quota(self) -> bool:
         """No compaction is about to free space, and the alarm is not raised yet."""
-        return self.space_left <= 0 and not self._is_raised and self._store.compaction is None
+        return self.space_left <= 0 and not self._has_nospace and self._store.compaction is None
 
     def _check_quota(self, answer: object) -> None:
         """Raise the alarm if the present state exceeds the quota, not only one of the past."""

@@ -41,7 +41,7 @@ class ForcedCluster:
         """A checkpoint must cover this index."""
 
     def tick(self) -> None:
-        """Propose the next step when the one before is applied."""
+        """Become the only voter; then propose the next step when the one before is applied."""
         raft, state = self._raft, self._state
         own_id = state.identity.member_id
         if not self.is_done and not raft.voters:

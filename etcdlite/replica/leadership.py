@@ -260,6 +260,10 @@ class Leadership:
         """When `act` has something to do."""
         return min(self.campaign_at, self.send_commit_at, self.suspect_at)
 
+    def send_commit_later(self, now: float) -> None:
+        """Tell the others what is committed, at most `COMMIT_DELAY_S` from now."""
+        self.send_commit_at = min(self.send_commit_at, now + COMMIT_DELAY_S)
+
     def act(self, now: float) -> None:
         """Send what is committed at `send_commit_at`, suspect the leader at `suspect_at`, and
         campaign at `campaign_at`."""

@@ -48,8 +48,8 @@ _FEW_OPS = 8
 """The memory of a transaction with no more operations than this is not counted."""
 
 Handler = Callable[[Member, Waiter, bytes], None]
-"""(member, who waits for the answer to which request, the request as a native frame of which only
-the length counts for a read)"""
+"""(member, the request and who waits for its answer, the same request as a native frame). Of a read
+that is answered here, only the length of the frame counts."""
 
 
 def _put(member: Member, waiter: Waiter, frame: bytes) -> None:
@@ -510,7 +510,7 @@ _BY_METHOD: dict[str, Handler] = {
     "Auth.UserChangePassword": _change_password,
     "Auth.RotateKey": _rotate_key,
 }
-"""What a method needs beside what its route says."""
+"""Those that the handler of their route is not enough for."""
 
 
 def _handler(number: int) -> Handler:

@@ -39,7 +39,7 @@ from etcdlite.errors import (
 from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.methods import RANGE
-from etcdlite.metrics import ClientRequests, Rpc
+from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica.reads import LARGE_BYTES
@@ -148,6 +148,14 @@ def _routes() -> dict[bytes, Route]:
 
 ROUTES = _routes()
 """The routes by path."""
+
+
+def _count_routes(metrics: Metrics) -> None:
+    """Add counters for the methods outside etcd's API, and a hidden one for unknown methods."""
+    for path, route in ROUTES.items():
+        answers_a_stream = route.call not in (None, health.Check)
+        metrics.add_rpc(route.number, path.decode(), route.is_client_stream, answers_a_stream)
+    metrics.add_rpc(NOWHERE.number, "", False, False)
 
 
 _SERVICES = {path.split(b"/")[1] for path in ROUTES}
@@ -354,12 +362,8 @@ class GrpcSession(http2.Connection, ClientSession):
         """`options`: see `http2.Connection`."""
         super().__init__(on_output, member.clock, member.state.store.limits, **options)
         self.member = member
-        add, counters = member.metrics.add_rpc, member.metrics.rpcs
-        if NOWHERE.number not in counters:  # Add those of what is outside etcd's API, or unknown.
-            for path, route in ROUTES.items():
-                streams = route.call not in (None, health.Check)
-                add(route.number, path.decode(), route.is_client_stream, streams)
-            add(NOWHERE.number, "", False, False)
+        if NOWHERE.number not in member.metrics.rpcs:
+            _count_routes(member.metrics)
         self.calls = Calls(member, self)
         self._max_message_bytes = member.options.max_request_bytes + OVERHEAD_BYTES
         self._leaving: dict[int, GrpcStream] = {}
