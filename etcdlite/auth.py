@@ -178,7 +178,11 @@ class Auth:
     ) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
         the keys of leases (`lease_rights.py`). `is_applied`: the request is in the log."""
-        check = (CHECKS_APPLIED if is_applied else CHECKS)[method]
+        check = CHECKS[method]
+        if is_applied and method == COMPACT:
+            # Members that run an earlier program must agree, and that Compact needs the role root
+            # is newer. As in etcd, only the member that receives the request looks for it.
+            check = _check_user
         if check is not None and (author is None or not author.is_member):
             check(self, author, request)
 
@@ -543,7 +547,3 @@ CHECKS: dict[int, _Check | None] = {
     row.number: _BY_METHOD.get(row.full) or _BY_PERMISSION[row.permission] for row in ROWS
 }
 """By method; None if it needs no author."""
-
-CHECKS_APPLIED = CHECKS | {COMPACT: _check_user}
-"""Those of requests in the log, on which members that run an earlier program must agree. The rule
-that Compact needs the role root is newer: as in etcd, only the member that receives it looks."""

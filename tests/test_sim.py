@@ -26,6 +26,7 @@ QUICK = (
     "watch does not start at its revision",
     "permissions that touch do not count together",
     "a lease is revoked whoever owns its keys",
+    "previous values are told to those who may only write",
     "users of a snapshot are not taken",
     "the cluster version rises too early",
 )
