@@ -178,11 +178,9 @@ class Auth:
     ) -> None:
         """Raise the EtcdError that refuses a request to its author, as far as it does not depend on
         the keys of leases (`lease_rights.py`). `is_applied`: the request is in the log."""
-        check = CHECKS[method]
-        if is_applied and method == COMPACT:
-            # Members that run an earlier program must agree, and that Compact needs the role root
-            # is newer. As in etcd, only the member that receives the request looks for it.
-            check = _check_user
+        # Compact needs the role root only where it is received, as in etcd: members that run an
+        # earlier program, which only wants a user, must agree on what is applied.
+        check = _check_user if is_applied and method == COMPACT else CHECKS[method]
         if check is not None and (author is None or not author.is_member):
             check(self, author, request)
 

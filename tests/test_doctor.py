@@ -304,8 +304,8 @@ def test_a_file_that_is_missing_or_wrong_is_a_finding(tmp_path: Path) -> None:
     file.write_text('nmae = "m1"\nmax-txn-ops = "many"\n')
     wrong = machine_module.look(str(file), is_named=True)
     assert wrong is not None and len(wrong.problems) == 2
-    severities = {one.severity for one in examine(Facts(NOW, machine=wrong))}
-    assert severities == {ERROR}
+    found = {(one.severity, one.why) for one in examine(Facts(NOW, machine=wrong))}
+    assert found == {(ERROR, "the member does not start")}
 
 
 def test_the_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
@@ -585,6 +585,11 @@ def test_a_file_that_is_newer_than_the_process_which_read_it_is_found(tmp_path: 
         assert process.stdin is not None
         process.stdin.write(b"\n")
     assert not machine_module._has_older_settings(process.pid, str(file)), "it ended"
+    machine = machine_module.Machine(str(file))
+    machine.warnings = [f"{file}: it was changed; restart the member"]
+    (finding,) = examine(Facts(NOW, machine=machine))
+    assert (finding.what, finding.to_do) == ("it was changed", "restart the member")
+    assert "does not start" not in finding.line
 
 
 def test_without_proc_the_process_that_has_a_port_is_not_known(

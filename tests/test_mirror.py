@@ -366,6 +366,7 @@ def test_what_cannot_go_on_says_why(pair: tuple[ServerProcess, ServerProcess]) -
     assert (
         ended.status == 1
         and "keys at the destination, and start again without --rev" in ended.stderr
+        and "--rev 3 continues" not in ended.stderr
     )
     target.delete("at")
     assert run_mirror(pair, "--once", "--checkpoint-key=at").status == 0

@@ -127,11 +127,11 @@ _Findings = Iterator[tuple[int, str, str, str, str]]
 
 def _configuration(facts: Facts) -> _Findings:
     if facts.machine is not None:
-        why = "the member does not start with it, or ignores it"
+        why = {ERROR: "the member does not start", WARNING: "the member runs, perhaps not as meant"}
         for severity, texts in ((ERROR, facts.machine.problems), (WARNING, facts.machine.warnings)):
             for text in texts:
                 what, _, to_do = text.removeprefix(f"{facts.machine.file}: ").rpartition("; ")
-                yield (severity, facts.machine.file, what or text, why,
+                yield (severity, facts.machine.file, what or text, why[severity],
                        to_do if what else "see etcdlite --check-config")  # fmt: skip
 
 

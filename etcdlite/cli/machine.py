@@ -122,9 +122,8 @@ def look(file: str, is_named: bool) -> Machine | None:
     if not os.path.isdir(data_dir):
         machine.unseen.append(f"the data directory {data_dir} (it does not exist)")
     elif os.statvfs(data_dir).f_flag & os.ST_RDONLY:
-        machine.problems.append(
-            f"{data_dir}: its file system is read-only; mount it read-write, and see dmesg"
-        )
+        text = f"{data_dir}: its file system is read-only; mount it read-write, and see dmesg"
+        machine.problems.append(text)
     elif not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
         machine.unseen.append(f"the data directory {data_dir}, processes and ports (run as root)")
         return machine
@@ -324,7 +323,7 @@ def _look_at_ports(machine: Machine, config: Config) -> None:
         why_not = _bind_errno(host, port) if port else 0
         if why_not == errno.EADDRNOTAVAIL:
             text = f"{flag} = {url}: this machine does not have that address"
-            machine.problems.append(f"{text}; correct the URL, or give it the address")
+            machine.problems.append(f"{text}; correct the URL, or add the address")
         elif why_not == errno.EADDRINUSE and not own & (found := listeners(port)):
             machine.taken_ports.append(Port(flag, url, holder(found)))
 

@@ -218,6 +218,7 @@ class Mirror:
         """The checkpoint key was read, not written: an earlier mirror may still write it."""
         self._kept_s = time.monotonic()
         self._wait_s = BACKOFF_FIRST_S
+        self._can_continue = True
         self._source_revision = 0
         """The newest that is known."""
         self._target_revision = 0
@@ -285,7 +286,7 @@ class Mirror:
             how = f", up to revision {at.revision} of the source"
             if flags["once"] and self._target_revision:
                 how += f"; the destination is at revision {self._target_revision}"
-            elif not self._checkpoint_key:
+            elif not self._checkpoint_key and self._can_continue:
                 how += f"; --rev {at.revision + 1} continues"
         say(f"mirrored {self._total} changes{how}")
 
@@ -359,6 +360,7 @@ class Mirror:
         self._keep()
 
     def _too_late(self, revision: int) -> str:
+        self._can_continue = False
         text = f"etcdserver: mvcc: required revision has been compacted (revision {revision})"
         why = "the mirror was stopped for too long, or cannot keep up with the writes to the source"
         if self._position.after is not None:
