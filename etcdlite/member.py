@@ -53,7 +53,7 @@ from etcdlite.replica.questions import Questions
 from etcdlite.replica.reachability import Reachability
 from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
-from etcdlite.replica.rollback import RollbackCheck
+from etcdlite.replica.rollback import LEADER_TIMEOUTS, RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.replica.time_keeper import TimeKeeper
 from etcdlite.replica.version_keeper import VersionKeeper
@@ -238,13 +238,12 @@ class Member:
         self.hash_check.returned(node)
 
     def on_removed(self, node: int) -> None:
-        own_id = self.identity.member_id
-        if node != own_id and self.raft.has_live_leader:
+        if self.raft.has_live_leader:
             # If it goes on, that member was made a cluster of its own beside the quorum.
             what = "a member says that this one was removed; this one goes on while it has a leader"
             log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
-        elif self.removed_since is None:
-            self.removed_since = self.clock()
+        elif self.removed_since is None:  # A leader may still be heard (`tick`).
+            self.removed_since = self.clock() + LEADER_TIMEOUTS * self.options.election_timeout_s
 
     def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
         """A snapshot from the leader is complete on disk, beside the data that it will replace."""
@@ -290,11 +289,12 @@ class Member:
         if self.state.awaits_space:
             self.leadership.hand_over()
         self.state.awaits_space = False
-        awaits_snapshot = self.raft.log.offset > self.state.store.applied_index
-        awaits_snapshot = awaits_snapshot or self.incoming.offer is not None
+        is_behind = self.raft.log.offset > self.state.store.applied_index
         ask = self.reads.when_current if self.raft.leader else None
-        self.state.alarms.tick(now, awaits_snapshot, ask)
+        self.state.alarms.tick(now, is_behind or self.incoming.offer is not None, ask)
         self.rollback.tick(now)
+        if self.raft.has_live_leader and self.identity.member_id in self.state.membership.members:
+            self.removed_since = None
         if self.rollback.is_over:
             self.forced.tick()
             self.raft.tick()
@@ -668,7 +668,7 @@ class Member:
             members = self.state.membership.members
             self.peers.update(members)
             if change.action == membership.REMOVE and self.identity.member_id == change.member.ID:
-                self.on_removed(change.member.ID)
+                self.removed_since = self.clock()
             if waiter.session is not None:
                 response = methods.METHODS[waiter.method].response(
                     header=self.identity.header_message(), members=list(members.values())

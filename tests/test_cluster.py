@@ -1033,6 +1033,14 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
     assert cluster.leader is leader and leader.member.leads, "the quorum goes on"
     assert all(node.is_up and node.member.removed_since is None for node in cluster.nodes)
     cluster.client.put(leader, b"k")
+    quorum = [node for node in cluster.nodes if node is not forced]
+    for node in quorum:  # None of them has a leader for a moment.
+        node.crash()
+        world.run(1.5)
+        node.start()
+        world.run(10)
+        assert all(node.is_up and node.member.removed_since is None for node in quorum)
+    cluster.client.put(next(node for node in quorum if node.member.leads), b"k")
 
 
 @pytest.mark.parametrize("led", [True, False])
