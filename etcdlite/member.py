@@ -53,7 +53,7 @@ from etcdlite.replica.questions import Questions
 from etcdlite.replica.reachability import Reachability
 from etcdlite.replica.reads import Reads
 from etcdlite.replica.restoring import Restoring
-from etcdlite.replica.rollback import LEADER_TIMEOUTS, RollbackCheck
+from etcdlite.replica.rollback import RollbackCheck
 from etcdlite.replica.state import State
 from etcdlite.replica.time_keeper import TimeKeeper
 from etcdlite.replica.version_keeper import VersionKeeper
@@ -243,7 +243,7 @@ class Member:
             what = "a member says that this one was removed; this one goes on while it has a leader"
             log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
         elif self.removed_since is None:  # A leader may still be heard (`tick`).
-            self.removed_since = self.clock() + LEADER_TIMEOUTS * self.options.election_timeout_s
+            self.removed_since = self.clock() + self.rollback.removal_delay_s
 
     def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
         """A snapshot from the leader is complete on disk, beside the data that it will replace."""

@@ -487,16 +487,19 @@ def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Clust
     cluster.agree()
 
 
+@pytest.mark.parametrize("forced", [False, True])
 def test_a_member_removed_while_it_was_down_learns_it_when_it_comes_back(
-    cluster: Cluster,
+    cluster: Cluster, forced: bool
 ) -> None:
     client, world = cluster.client, cluster.world
     away = cluster.followers[0]
     away.crash()
     world.run(6)
     client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
-    away.start()
+    away.start(force_new_cluster=forced)
     world.run_until(lambda: away.member.removed_since is not None)
+    world.run_until(lambda: not away.is_up)
+    assert not away.member.leads, "it made no cluster of its own"
 
 
 def test_members_that_are_replaced_again_and_again_leave_nothing_behind(cluster: Cluster) -> None:

@@ -118,6 +118,8 @@ class RollbackCheck:
         others = state.membership.members.keys() - {self._own_id}
         self.is_over = not self._unheard and not (self._is_forced and others)
         """This member may vote, campaign and acknowledge."""
+        leader_s = LEADER_TIMEOUTS * options.election_timeout_s
+        self.removal_delay_s = 0.0 if self._is_forced else leader_s  # It must not begin to lead.
         ticks = raft.config.election_ticks + 1
         self._ticks_left = LEADER_TIMEOUTS * ticks if self._is_forced else ticks
         """Until the others need not be heard. Not a time: a process that is paused hears nobody."""
