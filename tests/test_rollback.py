@@ -21,6 +21,7 @@ from test_cluster_live import cluster as live_clusters
 
 from etcdlite import log, proto
 from etcdlite.errors import DATA_LOSS, EtcdError
+from etcdlite.options import Options
 from etcdlite.replica import corruption, rollback
 from etcdlite.replica.alarms import CORRUPT
 
@@ -432,7 +433,6 @@ def make(disk: FaultyDisk, raft: Any = None, now: Callable[[], float] = lambda: 
         "identity": identity,
         "clock": staticmethod(now),
     }
-    options = type("Options", (), {"force_new_cluster": False})()
 
     def run(task: Callable[[], None], done: Callable[[], None]) -> None:
         task()
@@ -440,7 +440,7 @@ def make(disk: FaultyDisk, raft: Any = None, now: Callable[[], float] = lambda: 
 
     disk.make_dir("member")
     state: Any = type("State", (), fields)()
-    return rollback.RollbackCheck(state, raft or _Raft(), run, lambda node: None, options)
+    return rollback.RollbackCheck(state, raft or _Raft(), run, lambda node: None, Options())
 
 
 def at(term: int, index: int) -> proto.LogPosition:
