@@ -90,8 +90,8 @@ class Limits(NamedTuple):
     to be sent and another answer is due, so an answer leaves room for others."""
 
     whole_answer_bytes: int = 4 << 20
-    """A range whose records are larger than this is joined in steps. Over gRPC it is sent as it is
-    read, whatever its size, if its length follows from the index."""
+    """An answer to a range with more bytes of records than this is joined in steps. Over gRPC it is
+    sent while the records are read, whatever its size, if its length follows from the index."""
 
     max_streamed_answers: int = 32
     """Answers to ranges that are sent as they are read. Each keeps its revision from being

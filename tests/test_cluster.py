@@ -1199,17 +1199,25 @@ def test_a_part_of_a_snapshot_is_removed_once_the_log_has_brought_the_member_as_
     cluster.agree()
 
 
+def refused_offer(cluster: Cluster, away: Node) -> int:
+    """Start the member that is behind, which refuses the first snapshot that it is offered; it is
+    offered again. Returns the snapshot's size in bytes."""
+    away.start()
+    incoming = away.member.incoming
+    cluster.world.run_until(lambda: incoming.offer is not None)
+    size_bytes: int = incoming.offer.size_bytes
+    incoming._refuse("it is offered again")
+    return size_bytes
+
+
 @pytest.mark.parametrize("fits", [False, True])
 def test_a_snapshot_for_which_there_is_little_space_stops_no_writes(
     fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster, leader, away = behind(limits=Limits(snapshot_bytes_per_s=128 << 10))
     world, disk = cluster.world, away.disk
-    away.start()
+    size_bytes = refused_offer(cluster, away)
     incoming = away.member.incoming
-    world.run_until(lambda: incoming.offer is not None)
-    size_bytes = incoming.offer.size_bytes
-    incoming._refuse("it is offered again")
     room = disk.used_bytes + int((1.2 if fits else 0.9) * size_bytes)
     monkeypatch.setattr(disk, "space", lambda path: (room - disk.used_bytes, 4 * size_bytes))
     parts: list[int] = []
@@ -1230,13 +1238,10 @@ def test_a_snapshot_that_would_leave_no_space_for_writes_is_not_taken(
     """With it in place of the data, the member would raise NOSPACE for all."""
     cluster, leader, away = behind(limits=Limits(snapshot_bytes_per_s=128 << 10))
     world, disk = cluster.world, away.disk
-    away.start()
-    incoming = away.member.incoming
-    world.run_until(lambda: incoming.offer is not None)
+    size_bytes = refused_offer(cluster, away)
     store = away.member.state.store
-    grows_bytes = incoming.offer.size_bytes - store.size_bytes
+    grows_bytes = size_bytes - store.size_bytes
     assert grows_bytes > 50_000
-    incoming._refuse("it is offered again")
     # Now there is space for writes, and beside the data for the snapshot.
     room = disk.used_bytes + DISK_RESERVE_BYTES + store.checkpoint_space + grows_bytes // 2
     monkeypatch.setattr(disk, "space", lambda path: (room - disk.used_bytes, 1 << 40))

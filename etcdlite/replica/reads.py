@@ -651,7 +651,7 @@ class Reads:
 
 
 def _nothing(done: Done) -> Waiter:
-    """A read of nothing, whose answer calls `done`."""
+    """A read that needs no data: `done` is called in its turn."""
     return Waiter(Asked(done), 0, methods.KEEP_ALIVE, None)
 
 

@@ -122,7 +122,7 @@ class RollbackCheck:
         self.removal_delay_s = 0.0 if self._is_forced else leader_s  # It must not begin to lead.
         ticks = raft.config.election_ticks + 1
         self._ticks_left = LEADER_TIMEOUTS * ticks if self._is_forced else ticks
-        """Until the others need not be heard. Not a time: a process that is paused hears nobody."""
+        """How long to wait for the others. In ticks, since a paused process hears nobody."""
         self._path = f"{os.path.dirname(state.store.directory)}/positions"
         self._known = _load(state.store.disk, self._path)
         self._has_changed = False
