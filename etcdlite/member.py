@@ -290,8 +290,8 @@ class Member:
             self.leadership.hand_over()
         self.state.awaits_space = False
         is_behind = self.raft.log.offset > self.state.store.applied_index
-        ask = self.reads.when_current if self.raft.leader else None
-        self.state.alarms.tick(now, is_behind or self.incoming.offer is not None, ask)
+        read = self.reads.read_own if self.raft.leader else None
+        self.state.alarms.tick(now, is_behind or self.incoming.offer is not None, read)
         self.rollback.tick(now)
         if self.raft.has_live_leader and self.identity.member_id in self.state.membership.members:
             self.removed_since = None

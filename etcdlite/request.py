@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from etcdlite import log
 from etcdlite.errors import EtcdError
-from etcdlite.methods import AUTHOR, NAMES
+from etcdlite.methods import AUTHOR, KEEP_ALIVE, NAMES
 
 
 class Requester(Protocol):
@@ -166,6 +166,11 @@ class Asked(OwnRequester):
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         self._done(failure)
+
+
+def empty_read(done: Done) -> Waiter:
+    """A read that needs no data: `done` is called in its turn."""
+    return Waiter(Asked(done), 0, KEEP_ALIVE, None)
 
 
 SHOWN_KEY_BYTES = 32

@@ -22,7 +22,7 @@ from etcdlite.methods import ALARM_METHOD
 from etcdlite.mvcc import Store
 from etcdlite.options import Options
 from etcdlite.permissions import remedy
-from etcdlite.request import Done
+from etcdlite.request import Waiter, empty_read
 from etcdlite.storage.disk import FILE_SIZE_REMEDY
 from etcdlite.storage.layout import ALARM
 
@@ -179,16 +179,18 @@ class Alarms:
         encoded: bytes = proto.AlarmResponse(alarms=members).encode()
         return encoded
 
-    def tick(self, now: float, awaits_snapshot: bool, ask: Callable[[Done], None] | None) -> None:
-        """Measure the space unless a snapshot takes some until it replaces the data. `ask`:
-        `Reads.when_current`; None if there is no leader."""
+    def tick(
+        self, now: float, awaits_snapshot: bool, read: Callable[[Waiter], None] | None
+    ) -> None:
+        """Measure the space unless a snapshot takes some until it replaces the data. `read`:
+        `Reads.read_own`; None if there is no leader."""
         self._awaits_snapshot = awaits_snapshot
         if awaits_snapshot:
             return
         self.measure(now)
-        if ask is not None and self._exceeds_quota and not self._checks_quota:
+        if read is not None and self._exceeds_quota and not self._checks_quota:
             self._checks_quota = True  # Writes that other members took may have exceeded it.
-            ask(self._check_quota)
+            read(empty_read(self._check_quota))
 
     @property
     def _exceeds_quota(self) -> bool:

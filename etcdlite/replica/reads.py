@@ -45,7 +45,7 @@ from etcdlite.raft import NotLeader, Raft, RequestDropped
 from etcdlite.raft_log import Entry
 from etcdlite.replica.access import Access
 from etcdlite.replica.state import State
-from etcdlite.request import Asked, Done, Session, Shares, Steps, Waiter, warn_slow
+from etcdlite.request import Asked, Session, Shares, Steps, Waiter, empty_read, warn_slow
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -176,7 +176,7 @@ class Reads:
         self._state = state
         self._raft = raft
         self._access = access
-        access.when_current = lambda do, size: self.once_current(lambda _: do(), size)
+        access.when_current = lambda do, size: self.read(empty_read(lambda _: do()), size)
         access.when_known = self._when_known
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
@@ -233,6 +233,10 @@ class Reads:
             self._new_large_bytes += size_bytes
         self.new.append(read)
 
+    def read_own(self, read: Waiter) -> None:
+        """As `read`, for this member itself, even if it is a learner."""
+        self.new.append(read)
+
     def read_now(self, read: Waiter, size_bytes: int = 0) -> None:
         """Answer a serializable read from what is applied here. If that does not permit the read,
         it waits until the state is current. `size_bytes` as for `read`."""
@@ -250,18 +254,6 @@ class Reads:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
         read = Waiter(session, request_id, methods.KEEP_ALIVE, (author, lease_id))
         self.ready.append((0, [read], 0.0))
-
-    def once_current(self, done: Done, size_bytes: int = 0) -> None:
-        """As `read`, only to call `done` once all that is committed now is applied here."""
-        self.read(_nothing(done), size_bytes)
-
-    def later(self, done: Done) -> None:
-        """Call `done` in the turn of a small read that came now."""
-        self.read_now(_nothing(done))
-
-    def when_current(self, done: Done) -> None:
-        """As `once_current`, for this member itself, even if it is a learner."""
-        self.new.append(_nothing(done))
 
     def _when_known(self, author: Author, do: Callable[[], None]) -> None:
         self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
@@ -648,11 +640,6 @@ class Reads:
             line.is_held = False
             line.resumed_at = self._state.clock()
             self.slow.append(line)
-
-
-def _nothing(done: Done) -> Waiter:
-    """A read that needs no data: `done` is called in its turn."""
-    return Waiter(Asked(done), 0, methods.KEEP_ALIVE, None)
 
 
 def _advance(steps: Steps, read: Waiter) -> bool:

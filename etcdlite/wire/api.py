@@ -31,7 +31,7 @@ from etcdlite.replica.alarms import MAX_ALARMS, alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.replica.logins import check_size
 from etcdlite.replica.state import needs_space
-from etcdlite.request import Asked, Done, Waiter
+from etcdlite.request import Asked, Done, Waiter, empty_read
 from etcdlite.wire.session import ClientSession
 
 HASH_MODULES = ("etcdlite.crc32c", "etcdlite.etcd_hash")
@@ -257,7 +257,7 @@ def _on_leader(handle: Handler, member: Member, waiter: Waiter, frame: bytes) ->
 def _once_current(member: Member, waiter: Waiter, frame: bytes, do: Callable[[], None]) -> None:
     """Call `do`, which may raise EtcdError, once what is committed now is applied, so that the
     answer is not of the past."""
-    member.reads.once_current(waiter.then(do), len(frame))
+    member.reads.read(empty_read(waiter.then(do)), len(frame))
 
 
 def _as_of_now(handle: Handler, member: Member, waiter: Waiter, frame: bytes) -> None:
@@ -399,7 +399,8 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
     else:
         # A read confirms that this member still leads and has applied all that was acknowledged. A
         # leader that was paused must not renew a lease that another leader has let expire.
-        member.reads.once_current(partial(_leadership_confirmed, member, renewal, body, done))
+        confirmed = partial(_leadership_confirmed, member, renewal, body, done)
+        member.reads.read(empty_read(confirmed))
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}

@@ -471,7 +471,7 @@ class HttpSession(ClientSession):
         else:
             request.deadline = self.member.clock() + self.member.options.request_timeout_s
             # Not `read`, which a learner refuses: as in etcd, it is healthy while it could read.
-            self.member.reads.new.append(Waiter(probed, 0, RANGE, health.PROBE))
+            self.member.reads.read_own(Waiter(probed, 0, RANGE, health.PROBE))
 
     def _probed(self, request_id: int, answer: bytes | EtcdError) -> None:
         if request := self._served(request_id):

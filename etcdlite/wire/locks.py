@@ -52,7 +52,7 @@ from etcdlite import frames, methods, proto
 from etcdlite.errors import UNKNOWN, EtcdError, error
 from etcdlite.member import Member
 from etcdlite.methods import DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, RANGE, TXN, WATCH
-from etcdlite.request import Asked, Waiter
+from etcdlite.request import Asked, Waiter, empty_read
 from etcdlite.watch import INVALID_WATCH_ID, WatchStream
 from etcdlite.wire import api
 from etcdlite.wire.calls import Call
@@ -172,7 +172,7 @@ class _Queue:
             self._calls[call] = None
             call.advance(self._failure or True)
         # The rest follows after the reads that wait now.
-        self._member.reads.later(lambda _: self._wake())
+        self._member.reads.read_now(empty_read(lambda _: self._wake()))
 
     def _close(self) -> None:
         if self._stream is not None:

@@ -21,7 +21,7 @@ from etcdlite.proto import varint
 from etcdlite.ranges import filters, piece, streamed
 from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
-from etcdlite.request import Waiter
+from etcdlite.request import Waiter, empty_read
 from etcdlite.snap import Image
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.wire import api, locks
@@ -109,7 +109,7 @@ class WatchCall(Call):
         """Process the next held message in the next turn: a thousand at once would take long."""
         if self._held:
             self._is_waiting = True
-            self.member.reads.later(self._process_next)
+            self.member.reads.read_now(empty_read(self._process_next))
         elif self._is_finished:
             self.finish()
 
