@@ -287,9 +287,6 @@ class Raft:
             self.vote = 0
         self.recovered = (self.term, self.log.last)
         self.role = FOLLOWER
-        self.leader = 0
-        self.progress: dict[int, Progress] = {}
-        self._others: list[int] = []  # Of `progress`, sorted.
         self._rng = rng
         self._saved = hard_state
         self._given = (hard_state.term, hard_state.vote, 0, FOLLOWER)  # In the last Ready.
@@ -299,9 +296,21 @@ class Raft:
         self._read_states: list[ReadState] = []
         self._snapshot: Snapshot | None = None
         self._acknowledged = (0, 0)  # By the last answer: (leader's term, index).
+        self._reset(self.term)
+        self._campaign_if_sole_voter()
+
+    def _reset(self, term: int) -> None:
+        """Begin a term, or another role in it, and forget what belongs to the last one."""
+        if term != self.term:
+            if term < self.term:
+                raise RaftInvariantError(f"term went back from {self.term} to {term}")
+            self.term = term
+            self.vote = 0
+        self.leader = 0
         self._election_elapsed = 0
-        self._election_timeout = 0
         self._heartbeat_elapsed = 0
+        ticks = self.config.election_ticks
+        self._election_timeout = self._rng.randrange(ticks, 2 * ticks)
         self._votes: dict[int, bool] = {}
         # Used by a leader: the member that leadership is being transferred to, the last conf change
         # that may be unapplied, the size of the uncommitted entries, and, if this leader is
@@ -310,14 +319,16 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
+        # The first: the others do not know the commit index; the next append or `send_commit` tells
+        # them. The second: the last entry whose commit they are told at once.
+        self.commit_is_unsent, self._awaited_index = False, 0
         # Reads as (member that asked, context): waiting for a round, and in the current round.
         self._reads_waiting: list[tuple[int, bytes]] = []
         self._round_reads: list[tuple[int, bytes]] = []
-        self._round = 0
-        self._round_index = 0
+        self._round = self._round_index = 0
         self._round_acks: set[int] = set()
-        self._reset(self.term)
-        self._campaign_if_sole_voter()
+        self.progress: dict[int, Progress] = {}
+        self._track_members()
 
     # Input and output.
 
@@ -615,31 +626,6 @@ class Raft:
         )
 
     # Roles.
-
-    def _reset(self, term: int) -> None:
-        if term != self.term:
-            if term < self.term:
-                raise RaftInvariantError(f"term went back from {self.term} to {term}")
-            self.term = term
-            self.vote = 0
-        self.leader = 0
-        self._election_elapsed = 0
-        self._heartbeat_elapsed = 0
-        ticks = self.config.election_ticks
-        self._election_timeout = self._rng.randrange(ticks, 2 * ticks)
-        self._votes = {}
-        self._transferee = 0
-        self._pending_conf_index = 0
-        self._uncommitted_bytes = 0
-        self._removal_index = 0
-        # The first: the others do not know the commit index; the next append or `send_commit` tells
-        # them. The second: the last entry whose commit they are told at once.
-        self.commit_is_unsent, self._awaited_index = False, 0
-        self._reads_waiting = []
-        self._round_reads = []
-        self._round = 0
-        self.progress = {}
-        self._track_members()
 
     def _become_follower(self, term: int, leader: int) -> None:
         self.has_ready = True

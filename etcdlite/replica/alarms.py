@@ -78,11 +78,6 @@ class Alarms:
         """Writes of this member that are proposed and not applied yet."""
         self.space_left = 0
         """Bytes that writes may still take."""
-        self._active: set[tuple[int, int]] = set()
-        self.kinds: frozenset[int] = frozenset()
-        """The kinds of the active alarms."""
-        self._raised_at = -math.inf
-        """When this member last proposed an alarm of its own, which may get lost on its way."""
         self.disk_left_bytes = 0
         """Free space of the file system beyond the reserve; negative if that is used."""
         self._fullest = ""
@@ -94,6 +89,7 @@ class Alarms:
         """Take the alarms of a store, and measure its space."""
         self._store = store
         self._raised_at = -math.inf
+        """When this member last proposed an alarm of its own, which may get lost on its way."""
         self._active = {
             (int.from_bytes(key[:8], "big"), key[8]) for key in store.buckets.get(ALARM, ())
         }
@@ -114,6 +110,7 @@ class Alarms:
 
     def _note_kinds(self) -> None:
         self.kinds = frozenset(kind for _, kind in self._active)
+        """The kinds of the active alarms."""
         self._has_nospace = (self._member_id, NOSPACE) in self._active
 
     def check_space(self, size_bytes: int) -> None:

@@ -109,10 +109,6 @@ class _Queue:
     def __init__(self, member: Member, prefix: bytes) -> None:
         self._member = member
         self._prefix = prefix
-        self._keys: dict[bytes, int] = {}
-        """The create_revision of each key."""
-        self._oldest: SortedList[tuple[int, bytes]] = SortedList()
-        """The same in order, as (create_revision, key)."""
         self._seen = 0
         """Every change up to this revision is in `_keys`."""
         self._calls: dict[_ScriptedCall, tuple[int, int, _ScriptedCall] | None] = {}
@@ -121,9 +117,6 @@ class _Queue:
         """The calls whose turn has not come, as (revision, number, call)."""
         self._number = 0
         self._stream: WatchStream | None = None
-        self._is_reading = False
-        """`_keys` is not complete yet."""
-        self._page_revision = 0
         self._failure: EtcdError | None = None
         """Why the queue could not be read: all calls fail."""
         self._read()
@@ -183,9 +176,12 @@ class _Queue:
 
     def _read(self) -> None:
         self._is_reading = True
+        """`_keys` is not complete yet."""
         self._page_revision = 0
-        self._keys = {}
-        self._oldest = SortedList()
+        self._keys: dict[bytes, int] = {}
+        """The create_revision of each key."""
+        self._oldest: SortedList[tuple[int, bytes]] = SortedList()
+        """The same in order, as (create_revision, key)."""
         self._read_page(self._prefix)
 
     def _read_page(self, key: bytes) -> None:
