@@ -72,17 +72,18 @@ class TooManyKeys(EtcdError):
 
 
 class Unanswerable(Exception):
-    """A write was applied completely, but has no answer. `failure` is the error to answer with.
-    `damage` is the damaged record, if that is the reason."""
+    """A write was applied completely, but has no answer."""
 
     def __init__(self, why: EtcdError | DataDamaged) -> None:
         super().__init__(str(why))
-        self.damage = why if isinstance(why, DataDamaged) else None
-        self.failure = (
-            error("Corrupt")
-            if isinstance(why, DataDamaged)
-            else EtcdError(why.code, f"{why.text}. The write was applied")
-        )
+        self.why = why
+
+    def report(self) -> EtcdError:
+        """The error to answer with. If the reason is a damaged record, that is logged."""
+        if isinstance(self.why, DataDamaged):
+            self.why.report()
+            return error("Corrupt")
+        return EtcdError(self.why.code, f"{self.why.text}. The write was applied")
 
 
 # Validation, without the store. Each raises EtcdError.
@@ -707,8 +708,7 @@ def _write_steps(
         try:
             body = write_put(store, op.request_put)
         except Unanswerable as applied:
-            assert applied.damage is not None
-            reading.fail(applied.damage)
+            reading.fail(applied.why)
         reading.count(len(body))
         return _Result(b"\x12", _header(began + store.is_writing), (body,))
     parts = yield from _delete_steps(store, op.request_delete_range, reading)

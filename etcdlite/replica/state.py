@@ -135,7 +135,6 @@ class State:
         store = self.store
         header = self.identity.header
         alarms = self.alarms.kinds
-        late = self.late_answers
         auth = self.auth
         auth.author = None
         step_ops = step_left = store.limits.apply_step_ops
@@ -172,49 +171,31 @@ class State:
                         if store.revision != noted:
                             self.timeline.note_user(noted + 1, auth.author)
                             noted = store.revision
-                        yield from auth.learn_steps(auth.author)
-                        auth.check(auth.author, method, request, is_applied=True)
-                        if puts := lease_puts(method, request):
-                            yield from self.lease_rights.write_steps(auth.author, puts)
+                        yield from self._check_author_steps(method, request)
                 if alarms:
                     refuse(alarms, method, request)
                 if is_plain_put:
                     plain_puts.append(waiter)
                     continue
+                answer: bytes | None = None
                 if method == methods.PUT:
                     answer = txn.put(store, request)
                     self.metrics.puts += 1
                 elif method == methods.TXN:
-                    small = None
                     if isinstance(request, PlainTxn):
                         step_left -= request.count
-                        small = txn.small_txn(store, request, session is not None)
+                        answer = txn.small_txn(store, request, session is not None)
                     else:
                         step_left -= len(request.success) + len(request.failure)
-                    if small is not None:
-                        answer = small
-                        self.metrics.count_txn(request, answer.startswith(b"\x10"))  # succeeded
+                    if answer is None:
+                        answer = yield from self._txn_steps(waiter)
                     else:
-                        applied = yield from txn.apply_steps(store, request, session is not None)
-                        self.metrics.count_txn(request, applied.succeeded)
-                        if session is None:
-                            answer = b""
-                        elif applied.can_answer_now(store.limits.step_bytes):
-                            answer = yield from applied.answer_steps(store)
-                        else:
-                            # The answer is finished as a read.
-                            steps = _late_steps(applied, store, header(store.end_revision()))
-                            next(steps)
-                            late.append((steps, waiter))
-                            continue
+                        self.metrics.count_txn(request, answer.startswith(b"\x10"))  # succeeded
                 else:
                     step_left = 0  # Some take milliseconds.
-                    done = APPLIERS[method](self, request) or b""
-                    answer = done if isinstance(done, bytes) else (yield from done) or b""
-                    if len(answer) > store.limits.step_bytes and session is not None:
-                        steps = join_steps((header(store.end_revision()), answer), store.limits)
-                        late.append((steps, waiter))
-                        continue
+                    answer = yield from self._applier_steps(waiter)
+                if answer is None:
+                    continue  # It is one of `late_answers`.
                 revision = store.end_revision()
             except EtcdError as failure:
                 assert not store.is_writing, "a request failed after its first change"
@@ -227,9 +208,7 @@ class State:
             except txn.Unanswerable as missing:
                 # Applied as on every other member; only the answer is missing.
                 store.end_revision()
-                if missing.damage is not None:
-                    missing.damage.report()
-                waiter.fail(missing.failure)
+                waiter.fail(missing.report())
                 continue
             if session is None:
                 continue
@@ -242,6 +221,41 @@ class State:
         if (auth.enabled or self.timeline.knows_user) and store.revision != noted:
             self.timeline.note_user(noted + 1, auth.author)
         return failed
+
+    def _check_author_steps(self, method: int, request: Any) -> Generator[None, None, None]:
+        """Raise EtcdError unless the author may make the request."""
+        auth = self.auth
+        yield from auth.learn_steps(auth.author)
+        auth.check(auth.author, method, request, is_applied=True)
+        if puts := lease_puts(method, request):
+            yield from self.lease_rights.write_steps(auth.author, puts)
+
+    def _txn_steps(self, waiter: Waiter) -> Generator[None, None, bytes | None]:
+        """Carry out a transaction. Returns the response without its header; None if that takes
+        several steps: then it is one of `late_answers`."""
+        store, (session, _, _, request) = self.store, waiter
+        applied = yield from txn.apply_steps(store, request, session is not None)
+        self.metrics.count_txn(request, applied.succeeded)
+        if session is None:
+            return b""
+        if applied.can_answer_now(store.limits.step_bytes):
+            return (yield from applied.answer_steps(store))
+        steps = _late_steps(applied, store, self.identity.header(store.end_revision()))
+        next(steps)
+        self.late_answers.append((steps, waiter))
+        return None
+
+    def _applier_steps(self, waiter: Waiter) -> Generator[None, None, bytes | None]:
+        """Carry out a request of a method in `APPLIERS`. Returns as `_txn_steps`."""
+        session, _, method, request = waiter
+        done = APPLIERS[method](self, request) or b""
+        answer = done if isinstance(done, bytes) else (yield from done) or b""
+        limits = self.store.limits
+        if session is None or len(answer) <= limits.step_bytes:
+            return answer
+        header = self.identity.header(self.store.end_revision())
+        self.late_answers.append((join_steps((header, answer), limits), waiter))
+        return None
 
     def _put(self, waiters: list[Waiter]) -> None:
         """Carry out plain puts, and answer them."""
@@ -276,9 +290,7 @@ def _late_steps(applied: txn.Applied, store: Store, header: bytes) -> Steps:
     try:
         return (yield from applied.answer_steps(store, header, is_late=True))
     except txn.Unanswerable as missing:
-        if missing.damage is not None:
-            missing.damage.report()
-        raise missing.failure from None
+        raise missing.report() from None
 
 
 def refuse(alarms: frozenset[int], method: int, request: Any) -> None:
