@@ -80,7 +80,7 @@ class Addresses:
         host = min(unknown)
         if host not in self._waiting:
             self._waiting[host] = []
-            if start_thread("resolve", partial(self._look_up, host)):  # It did not start.
+            if start_thread("resolve", partial(self._look_up, host)) is not None:
                 self._do_in_loop(partial(self._resolved, host, None))
         self._waiting[host].append(partial(self.check, address, tuple(urls), done, tried | {host}))
 

@@ -89,10 +89,10 @@ class BackupProcess:
         self._is_closed = False
         self._pid, self._sock = _spawn(fds)
         _running.add(self)
-        if why := start_thread("backup", self._run):
+        if failure := start_thread("backup", self._run):
             self.close()
             self._end_process()
-            raise OSError(why)
+            raise OSError(str(failure))
 
     def parts(self, image: Any) -> Iterator[bytes | None]:
         """As `EtcdImage.parts`, of the same image, prepared. After None, there is a part once

@@ -80,8 +80,9 @@ class Handshakes:
         line = self._lines.get(is_member)
         if line is None:
             line = _Line()
-            if why := start_thread("handshakes", partial(self._run, line, self._begun[is_member])):
-                self._report(Stepped(connection, b"", ChannelError(why)))
+            run = partial(self._run, line, self._begun[is_member])
+            if failure := start_thread("handshakes", run):
+                self._report(Stepped(connection, b"", ChannelError(str(failure))))
                 return
             self._lines[is_member] = line
         line.put(connection, data)

@@ -13,14 +13,14 @@ RunTask = Callable[[Callable[[], None], Callable[[], None]], None]
 (`Member.run_task`)."""
 
 
-def start_thread(name: str, run: Callable[[], object]) -> str:
-    """Call `run` in a thread that does not keep the process from ending. Returns "", or why the
-    thread could not be started: there can be no more threads now."""
+def start_thread(name: str, run: Callable[[], object]) -> RuntimeError | None:
+    """Call `run` in a thread that does not keep the process from ending. Returns the failure if
+    there can be no more threads now."""
     try:
         threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError as failure:
-        return str(failure)
-    return ""
+        return failure
+    return None
 
 
 def are_loaded(names: Sequence[str]) -> bool:

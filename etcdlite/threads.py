@@ -229,8 +229,8 @@ LOGIN_NICENESS = 10
 
 def start_login(job: Job, done: Callable[[Any], None]) -> None:
     """Run a job of `Logins` in a thread of its own, which reports it."""
-    if why := start_thread("login", lambda: _login(job, done)):
-        job.fail(RuntimeError(why))
+    if failure := start_thread("login", lambda: _login(job, done)):
+        job.fail(failure)
         done(job)
 
 
@@ -259,8 +259,8 @@ class Dialed(NamedTuple):
 
 def start_dial(dial: Dial, url: str, dialing: Dialing, done: Callable[[Any], None]) -> None:
     """Connect to another member in a thread of its own, which reports a `Dialed`."""
-    if why := start_thread("dial", lambda: done(_dial(dial, url, dialing))):
-        done(Dialed(dial, url, OSError(why)))
+    if failure := start_thread("dial", lambda: done(_dial(dial, url, dialing))):
+        done(Dialed(dial, url, OSError(str(failure))))
 
 
 def _dial(dial: Dial, url: str, dialing: Dialing) -> Dialed:

@@ -676,18 +676,18 @@ def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None,
     left = store.limits.max_answer_bytes
     has_written = False
     for op in ops:
-        if op.request_range is not None:
-            asked = op.request_range
+        asked = op.request_range or op.request_delete_range or op.request_put
+        limit = 0
+        if asked is op.request_range:
             # At an old revision the number of keys that a range visits differs between members.
             if has_written or not is_plain(asked) or asked.revision > 0:
                 continue
-            limit, range_end = max(0, asked.limit), asked.range_end
+            limit = max(0, asked.limit)
         else:
             has_written = True
-            asked = op.request_put or op.request_delete_range
             if not asked.prev_kv:
                 continue
-            limit, range_end = 0, getattr(asked, "range_end", b"")
+        range_end = b"" if asked is op.request_put else asked.range_end
         if range_end:
             start, end = key_range(asked.key, range_end)
             left -= yield from size_steps(store, start, end, began, limit, left + 1)
