@@ -81,8 +81,7 @@ class Unanswerable(Exception):
     def report(self) -> EtcdError:
         """The error to answer with. If the reason is a damaged record, that is logged."""
         if isinstance(self.why, DataDamaged):
-            self.why.report()
-            return error("Corrupt")
+            return self.why.report()
         return EtcdError(self.why.code, f"{self.why.text}. The write was applied")
 
 

@@ -650,8 +650,7 @@ class WatchHub:
 
     def _end_damaged(self, watches: Sequence[_Watch], damage: DataDamaged) -> None:
         """Cancel watches that need a record that cannot be read."""
-        damage.report()
-        self._end(watches, self.header_field(), canceled(errors.error("Corrupt").text))
+        self._end(watches, self.header_field(), canceled(damage.report().text))
 
     def _end(self, watches: Sequence[_Watch], header: bytes, detail: bytes) -> None:
         for watch in watches:

@@ -419,7 +419,7 @@ class Reads:
                 session.reply(request_id, method, state.identity.header(store.revision) + answer)
                 return True
         except DataDamaged as damage:
-            _fail_damaged(read, damage)
+            read.fail(damage.report())
             return True
         except RightsUnknown:
             pass
@@ -651,7 +651,7 @@ def _advance(steps: Steps, read: Waiter) -> bool:
     except EtcdError as failure:
         read.fail(failure)
     except DataDamaged as damage:
-        _fail_damaged(read, damage)
+        read.fail(damage.report())
     except MemoryError:
         # A read changes nothing, and what it had is free now. Other work without memory ends the
         # process.
@@ -660,12 +660,6 @@ def _advance(steps: Steps, read: Waiter) -> bool:
     else:
         return False
     return True
-
-
-def _fail_damaged(read: Waiter, damage: DataDamaged) -> None:
-    """Fail one read, because a record that it needs is damaged."""
-    damage.report()
-    read.fail(error("Corrupt"))
 
 
 # Readers: one per method. Each is a generator that returns the response with its header.

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Mapping
 from zlib import crc32
 
 from etcdlite import log
-from etcdlite.errors import Explained
+from etcdlite.errors import EtcdError, Explained, error
 from etcdlite.proto import read_varint
 from etcdlite.versions import CURRENT, OLDEST, Version, parse
 
@@ -111,9 +111,10 @@ class DataDamaged(Explained):
         self.offset = offset
         self.why = why
 
-    def report(self) -> None:
-        """Log it, but not for each of many requests."""
+    def report(self) -> EtcdError:
+        """Log it, but not for each of many requests. Returns the error for the client."""
         log.error(str(self), "damaged")
+        return error("Corrupt")
 
 
 class DataRefused(DataDamaged):

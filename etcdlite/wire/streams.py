@@ -491,8 +491,7 @@ class RangeStreamCall(Call):
                 store, request, self._revision, RANGE_CHUNK_BYTES, self._count
             )
         except DataDamaged as damage:
-            damage.report()
-            raise error("Corrupt") from damage
+            raise damage.report() from damage
         if fields:
             self._send(fields)
         if key is None:
@@ -537,8 +536,7 @@ class LargeRangeCall(Call):
         try:
             piece = next(self._pieces, None)
         except DataDamaged as damage:
-            damage.report()
-            raise error("Corrupt") from damage
+            raise damage.report() from damage
         if piece is None:
             self.end()
         elif piece:
