@@ -57,8 +57,8 @@ class FrameReader:
     fixed number of times, however small the pieces are."""
 
     def __init__(self, max_frame_bytes: int) -> None:
-        """`max_frame_bytes`: the largest value of the length field that is accepted."""
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
+        """The largest value of the length field that is accepted."""
         self._data: bytes | bytearray = b""
         self._pos = 0
         self._needed_bytes = 0
@@ -83,7 +83,7 @@ class FrameReader:
         size_bytes = len(data)
         pos = self._pos
         unpack_from = FRAME.unpack_from
-        max_frame_bytes = self._max_frame_bytes
+        max_frame_bytes = self.max_frame_bytes
         self._needed_bytes = 0
         while size_bytes - pos >= 10:
             length, request_id, method, flags = unpack_from(data, pos)

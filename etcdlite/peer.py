@@ -258,9 +258,7 @@ class PeerConnection(Session):
         """Bytes sent since the beginning, as of the last tick; 0 if nothing was unsent then."""
         self.version = peer_frames.VERSION
         """The version of the protocol."""
-        self._reader: PeerFrameReader | frames.FrameReader = PeerFrameReader(
-            MAX_UNKNOWN_FRAME_BYTES
-        )
+        self._reader: frames.FrameReader = PeerFrameReader(MAX_UNKNOWN_FRAME_BYTES)
         self._opening = b""
         self._has_handshake = False
         self.channel: Channel | None = None
@@ -313,7 +311,6 @@ class PeerConnection(Session):
     def opened(self) -> None:
         """Both sides know each other."""
         self.is_open = True
-        assert isinstance(self._reader, PeerFrameReader)
         self._reader.max_frame_bytes = MAX_FRAME_BYTES
 
     def _hang_up(self, why: str) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from struct import Struct
 from zlib import crc32
 
-from etcdlite.frames import FRAME, FRAME_LENGTH_BYTES, ProtocolError
+from etcdlite.frames import FRAME, FRAME_LENGTH_BYTES, FrameReader, ProtocolError
 
 VERSION = 2
 """In the handshake."""
@@ -44,55 +44,32 @@ def frame(request_id: int, method: int, flags: int, body: bytes) -> bytes:
     return header(request_id, method, flags, body) + body
 
 
-class PeerFrameReader:
-    """Cuts a stream of bytes into frames: `feed` what was received, then iterate.
-
-    Iteration yields `(request_id, method, flags, body)` of each complete frame and, after the
-    frames before it, raises ProtocolError at a header or a frame that fails its checksum, and at a
-    length that is too small or too large. Each byte is copied a fixed number of times, however
-    small the pieces are."""
-
-    def __init__(self, max_frame_bytes: int) -> None:
-        self.max_frame_bytes = max_frame_bytes
-        """The largest value of the length field that is accepted."""
-        self._data: bytes | bytearray = b""
-        """What was received and not yielded."""
-        self._needed_bytes = HEADER_BYTES
-
-    def feed(self, data: bytes) -> None:
-        """Add what was received."""
-        if not self._data:
-            self._data = data
-            return
-        if type(self._data) is bytes:
-            self._data = bytearray(self._data)
-        self._data += data
+class PeerFrameReader(FrameReader):
+    """As `FrameReader`. A header or a frame that fails its checksum is a ProtocolError, too."""
 
     def __iter__(self) -> Iterator[tuple[int, int, int, bytes]]:
         if len(self._data) < self._needed_bytes:
             return
-        data = bytes(self._data)
-        at = 0
-        self._needed_bytes = HEADER_BYTES
+        data = self._data = bytes(self._data)
+        at = self._pos
+        self._needed_bytes = 0
         unpack_from = _HEADER.unpack_from
-        try:
-            while len(data) - at >= HEADER_BYTES:
-                length, request_id, method, flags, of_header, of_frame = unpack_from(data, at)
-                checksum = crc32(data[at : at + _PLAIN_BYTES])
-                if checksum != of_header:
-                    raise ProtocolError("the header of a frame fails its checksum")
-                if not MIN_LENGTH <= length <= self.max_frame_bytes:
-                    raise ProtocolError(
-                        f"frame length {length} is not in {MIN_LENGTH} to {self.max_frame_bytes}"
-                    )
-                end = at + FRAME_LENGTH_BYTES + length
-                if end > len(data):
-                    self._needed_bytes = end - at
-                    return
-                body = data[at + HEADER_BYTES : end]
-                at = end
-                if crc32(body, checksum) != of_frame:
-                    raise ProtocolError("a frame fails its checksum")
-                yield request_id, method, flags, body
-        finally:
-            self._data = data[at:]
+        while len(data) - at >= HEADER_BYTES:
+            length, request_id, method, flags, of_header, of_frame = unpack_from(data, at)
+            checksum = crc32(data[at : at + _PLAIN_BYTES])
+            if checksum != of_header:
+                raise ProtocolError("the header of a frame fails its checksum")
+            if not MIN_LENGTH <= length <= self.max_frame_bytes:
+                raise ProtocolError(
+                    f"frame length {length} is not in {MIN_LENGTH} to {self.max_frame_bytes}"
+                )
+            end = at + FRAME_LENGTH_BYTES + length
+            if end > len(data):
+                self._needed_bytes = end - at
+                return
+            body = data[at + HEADER_BYTES : end]
+            if crc32(body, checksum) != of_frame:
+                raise ProtocolError("a frame fails its checksum")
+            self._pos = at = end
+            yield request_id, method, flags, body
+        self._needed_bytes = HEADER_BYTES if at < len(data) else 0
