@@ -31,7 +31,8 @@ from etcdlite.frames import HANDSHAKE, MAGIC
 from etcdlite.session import Session
 from etcdlite.wire import gateway, http2, locks
 from etcdlite.wire.carried import CarryingSession
-from etcdlite.wire.grpc import PREFIX, ROUTES, GrpcSession
+from etcdlite.wire.grpc import PREFIX, GrpcSession
+from etcdlite.wire.grpc_request import ROUTES
 from etcdlite.wire.hpack import pack
 from etcdlite.wire.http import HttpSession, StreamSession
 from etcdlite.wire.http2 import END_HEADERS, END_STREAM, PADDED, PREFACE, frame

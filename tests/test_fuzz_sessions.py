@@ -23,7 +23,8 @@ from etcdlite.proto import MAX_FIELDS
 from etcdlite.request import Asked, Waiter
 from etcdlite.wire import api, gateway, hpack, http2, locks
 from etcdlite.wire.carried import CarryingSession
-from etcdlite.wire.grpc import ROUTES, GrpcSession
+from etcdlite.wire.grpc import GrpcSession
+from etcdlite.wire.grpc_request import ROUTES
 from etcdlite.wire.http import HttpSession, StreamSession
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.site import Site

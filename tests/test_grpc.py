@@ -38,7 +38,8 @@ from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire import hpack, http2, http2_state, reflection, streams
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES
 from etcdlite.wire.carried import CarryingSession
-from etcdlite.wire.grpc import ROUTES, GrpcSession, percent_encode, read_request
+from etcdlite.wire.grpc import GrpcSession, percent_encode
+from etcdlite.wire.grpc_request import ROUTES, read_request
 from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
 from etcdlite.wire.native import NativeSession

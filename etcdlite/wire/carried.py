@@ -18,7 +18,8 @@ from etcdlite.loading import when_loaded
 from etcdlite.member import Member
 from etcdlite.metrics import ClientRequests
 from etcdlite.wire.calls import Call
-from etcdlite.wire.grpc import NOWHERE, GrpcSession, GrpcStream, Request
+from etcdlite.wire.grpc import GrpcSession, GrpcStream
+from etcdlite.wire.grpc_request import NOWHERE, Request
 from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
 from etcdlite.wire.http2 import MAX_FRAME_BYTES, NO_TRAILERS, Stream
 from etcdlite.wire.http2_state import INTERNAL_ERROR

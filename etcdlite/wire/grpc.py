@@ -1,7 +1,8 @@
 """gRPC over HTTP/2 (`http2.py`), sans-IO: the protocol of etcd and its clients.
 
 A unary request becomes the frame that it would be in the native protocol, because the log holds
-such frames, and is handled by `api.HANDLERS`. Every other request is a `Call` (`calls.py`).
+such frames, and is handled by `api.HANDLERS`. Every other request is a `Call` (`calls.py`). The
+headers of requests are read by `grpc_request.py`.
 
 On the wire a message is 1 byte (1: compressed), its length in 4 bytes, big-endian, and its content.
 An answer is a HEADERS frame, messages, and a HEADERS frame with the status; an immediate error is a
@@ -22,15 +23,14 @@ import struct
 import zlib
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote_from_bytes
 
-from etcdlite import frames, methods, proto
+from etcdlite import frames, proto
 from etcdlite.errors import (
     CANCELED,
     DEADLINE_EXCEEDED,
     INTERNAL,
-    INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
     EtcdError,
@@ -39,20 +39,28 @@ from etcdlite.errors import (
 from etcdlite.frames import FRAME, MIN_FRAME_LENGTH
 from etcdlite.member import OVERHEAD_BYTES, Member
 from etcdlite.methods import RANGE
-from etcdlite.metrics import ClientRequests, Metrics, Rpc
 from etcdlite.proto import FEW_BYTES, DecodeError, decode_request
 from etcdlite.ranges import AnswerTooLarge
 from etcdlite.replica.reads import LARGE_BYTES
 from etcdlite.request import Waiter
 from etcdlite.session import MAX_UNSENT_BYTES, partial_timeout_s
-from etcdlite.wire import api, health, http2, reflection
-from etcdlite.wire.api import Handler
+from etcdlite.wire import http2
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES, Call, Calls
-from etcdlite.wire.hpack import Field, Headers, list_bytes, pack
+from etcdlite.wire.grpc_request import (
+    MIN_TIMEOUT_S,
+    NO_TIMEOUT,
+    NOWHERE,
+    Request,
+    count_routes,
+    read_request,
+    read_timeout,
+    without_timeout,
+)
+from etcdlite.wire.hpack import Field, Headers, pack
 from etcdlite.wire.http2 import GHOST, Stream
 from etcdlite.wire.http2_state import CANCEL, ConnectionFault
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
-from etcdlite.wire.streams import CALLS, LargeRangeCall
+from etcdlite.wire.streams import LargeRangeCall
 
 MAX_PARTIAL_BYTES = 32 << 20
 """Incomplete requests held per connection; a request that exceeds it is refused."""
@@ -65,17 +73,12 @@ MAX_ERROR_TEXT_BYTES = 2048
 
 _UNQUOTED = bytes(range(0x20, 0x7F)).replace(b"%", b"")
 
-MAX_TIMEOUT_DIGITS = 8
-
 MAX_RECALLED = 64
 """The headers of requests with deadlines that a connection remembers, none of them larger than
 `MAX_KNOWN_BYTES`."""
 
 HEADER_BYTES = 1024
 """The memory that a remembered header occupies, approximately, for `kept_bytes`."""
-
-MIN_TIMEOUT_S = 1e-4
-"""A request with a shorter timeout fails when it arrives."""
 
 MAX_SENT_MESSAGE_BYTES = (1 << 32) - 1
 """The length of a message has 32 bits."""
@@ -97,14 +100,11 @@ GZIP_BYTES_PER_NOISE = 32 << 10
 """Unpacked bytes beyond the first limit and this multiple of the packed ones count as noise
 (`http2_conduct.py`): a few bytes must not cause much work."""
 
-_TIMEOUT_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-
 PREFIX = struct.Struct(">BI")
 """The prefix of a message: compressed, length."""
 PREFIX_BYTES = PREFIX.size
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
-_TIMEOUT = (b"grpc-timeout", b"")
 _ENCODINGS = (b"grpc-accept-encoding", b"gzip")
 _HEADER_BLOCK = b"\x88" + pack([_CONTENT_TYPE])
 """`:status 200` is entry 8 of the static table."""
@@ -118,178 +118,6 @@ _END = struct.Struct(f">5sI{len(_OK_BLOCK)}s")
 _END_START = bytes((0, 0, len(_OK_BLOCK), http2.HEADERS, http2.END_HEADERS | http2.END_STREAM))
 _MESSAGE = struct.Struct(">IBIBI")
 _ENVELOPE_BYTES = _ANSWER.size + _END.size
-
-
-class Route(NamedTuple):
-    """A known method. Without `handle` and `call` it is unimplemented."""
-
-    number: int
-    handle: Handler | None
-    decode: Callable[[bytes, int, int], Any] | None
-    call: type[Call] | None
-    is_client_stream: bool
-
-
-def _routes() -> dict[bytes, Route]:
-    routes = {}
-    for number, method in methods.METHODS.items():
-        handle, decode = api.HANDLERS.get(number, (None, None))
-        routes[method.grpc_path.encode()] = Route(
-            number, handle, decode, CALLS.get(number), method.client_stream
-        )
-    # Numbers above those of frames, because these methods never go through the log.
-    routes[f"/{health.SERVICE}/Check".encode()] = Route(0x100, None, None, health.Check, False)
-    routes[f"/{health.SERVICE}/Watch".encode()] = Route(0x101, None, None, health.Watch, False)
-    for service in reflection.SERVICES:
-        path = f"/{service}/ServerReflectionInfo".encode()
-        routes[path] = Route(0x102, None, None, reflection.Reflect, True)
-    return routes
-
-
-ROUTES = _routes()
-"""The routes by path."""
-
-
-def _count_routes(metrics: Metrics) -> None:
-    """Add counters for the methods outside etcd's API, and a hidden one for unknown methods."""
-    for path, route in ROUTES.items():
-        answers_a_stream = route.call not in (None, health.Check)
-        metrics.add_rpc(route.number, path.decode(), route.is_client_stream, answers_a_stream)
-    metrics.add_rpc(NOWHERE.number, "", False, False)
-
-
-_SERVICES = {path.split(b"/")[1] for path in ROUTES}
-
-
-class Request:
-    """The decoded header of a request."""
-
-    __slots__ = (
-        "api_version", "call", "client", "decode", "failure", "handle", "has_leader", "http_head",
-        "http_status", "is_client_stream", "is_packed", "is_plain", "number", "rpc", "size_bytes",
-        "timeout_s", "token",
-    )  # fmt: skip
-
-    def __init__(self, route: Route) -> None:
-        self.number = route.number
-        self.handle = route.handle
-        self.is_plain = False
-        """The method is unary, and the headers are small and need no further check."""
-        self.decode = route.decode
-        self.call = route.call
-        self.is_client_stream = route.is_client_stream
-        self.size_bytes = 0
-        """Of the decoded header."""
-        self.timeout_s: float | None = None
-        self.is_packed = False
-        """Messages may be compressed with gzip."""
-        self.token = ""
-        """The token from Auth.Authenticate."""
-        self.has_leader = False
-        """The client sent `hasleader`: fail if there is no leader."""
-        self.api_version = ""
-        self.failure: EtcdError | None = None
-        """Set if the request is refused because of its header."""
-        self.http_head = b""
-        """Of a request that is not gRPC (`carried.py`)."""
-        self.http_status = 200
-        self.rpc: Rpc
-        self.client: ClientRequests
-        """The counters of the client's API version."""
-
-
-NOWHERE = Route(0, None, None, None, False)
-"""The route of a request for an unknown method, or of one that is not gRPC."""
-
-
-def read_request(headers: Headers) -> Request:
-    """Decode the header of a request; `failure` is set if it must be refused."""
-    values = metadata = dict(headers)
-    if len(values) < len(headers):
-        metadata = dict(reversed(headers))  # Of these the first counts, as in etcd.
-    path = values[b":path"]
-    route = ROUTES.get(path)
-    request = Request(route or NOWHERE)
-    encoding = _shown(values.get(b"grpc-encoding", b""))
-    request.is_packed = encoding == "gzip"
-    token = metadata.get(b"token", metadata.get(b"authorization"))
-    if token is not None:
-        # Latin-1 keeps one byte per character; decoded as UTF-8, one emoji widens all to four.
-        request.token = token.decode("latin-1") or INVALID_TOKEN
-    request.has_leader = metadata.get(b"hasleader") == b"true"
-    method = values[b":method"]
-    content_type = values.get(b"content-type", b"")
-    version = metadata.get(b"client-api-version", b"")
-    if method != b"POST":
-        text = f"Received a HEADERS frame with :method {_quoted(method)} which should be POST"
-        request.http_status = 405
-        request.failure = EtcdError(INTERNAL, text)
-    elif content_type != b"application/grpc" and not content_type.lower().startswith(
-        (b"application/grpc+", b"application/grpc;")
-    ):
-        request.http_status = 415
-        request.failure = EtcdError(
-            INVALID_ARGUMENT, f"invalid gRPC request content-type {_quoted(content_type)}"
-        )
-    else:
-        request.failure = _read_timeout(request, values.get(b"grpc-timeout"))
-        if request.failure is not None:
-            request.http_status = 400
-        elif route is None:
-            request.failure = _unknown(path)
-        elif encoding not in ("", "identity", "gzip"):
-            request.failure = EtcdError(
-                UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{encoding}"'
-            )
-        elif route.handle is None and route.call is None:
-            request.failure = api.unimplemented(route.number)
-        try:
-            request.api_version = version.decode()
-        except UnicodeDecodeError:
-            request.failure = request.failure or error("InvalidClientAPIVersion")
-    size = request.size_bytes = list_bytes(headers)
-    is_simple = size <= http2.MAX_KNOWN_BYTES and not (request.failure or request.has_leader)
-    request.is_plain = request.handle is not None and is_simple
-    return request
-
-
-def _without_timeout(headers: Headers) -> tuple[Field, ...]:
-    return tuple([_TIMEOUT if field[0] == b"grpc-timeout" else field for field in headers])
-
-
-def _read_timeout(request: Request, value: bytes | None) -> EtcdError | None:
-    if value is not None:
-        request.timeout_s = read_timeout_s(value)
-        if request.timeout_s is None:
-            return EtcdError(INTERNAL, f"malformed grpc-timeout: {_quoted(value)}")
-    return None
-
-
-def read_timeout_s(value: bytes) -> float | None:
-    """The value of a grpc-timeout header; None if it is malformed."""
-    digits, unit_s = value[:-1], _TIMEOUT_UNITS_S.get(value[-1:])
-    if unit_s is None or not (digits.isdigit() and len(digits) <= MAX_TIMEOUT_DIGITS):
-        return None
-    return int(digits) * unit_s
-
-
-def _unknown(path: bytes) -> EtcdError:
-    service, slash, method = path[1:].rpartition(b"/")
-    if path[:1] != b"/" or not slash:
-        return EtcdError(UNIMPLEMENTED, f"malformed method name: {_quoted(path)}")
-    if service not in _SERVICES:
-        return EtcdError(UNIMPLEMENTED, f"unknown service {_shown(service)}")
-    return EtcdError(
-        UNIMPLEMENTED, f"unknown method {_shown(method)} for service {_shown(service)}"
-    )
-
-
-def _shown(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
-
-
-def _quoted(value: bytes) -> str:
-    return '"' + _shown(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def percent_encode(text: str) -> bytes:
@@ -363,7 +191,7 @@ class GrpcSession(http2.Connection, ClientSession):
         super().__init__(on_output, member.clock, member.state.store.limits, **options)
         self.member = member
         if NOWHERE.number not in member.metrics.rpcs:
-            _count_routes(member.metrics)
+            count_routes(member.metrics)
         self.calls = Calls(member, self)
         self._max_message_bytes = member.options.max_request_bytes + OVERHEAD_BYTES
         self._leaving: dict[int, GrpcStream] = {}
@@ -372,7 +200,7 @@ class GrpcSession(http2.Connection, ClientSession):
         self._unread: dict[int, GrpcStream] = {}
         """Streams with `is_unread`, in the order of their turns."""
         self._recalled: dict[tuple[Field, ...], Request] = {}
-        """Requests with a deadline, by their headers `_without_timeout`."""
+        """Requests with a deadline, by their headers `without_timeout`."""
         self._deadlines: dict[int, float] = {}
         self._need_leader: set[int] = set()
         self._are_due = False
@@ -390,9 +218,9 @@ class GrpcSession(http2.Connection, ClientSession):
         request.rpc = metrics.rpcs[request.number]
         request.client = metrics.client(request.api_version)
         if request.timeout_s is not None and request.failure is None:
-            key = _without_timeout(headers)
+            key = without_timeout(headers)
             is_small = request.size_bytes <= http2.MAX_KNOWN_BYTES
-            if is_small and key.count(_TIMEOUT) == 1 and b"content-length" not in dict(key):
+            if is_small and key.count(NO_TIMEOUT) == 1 and b"content-length" not in dict(key):
                 if len(self._recalled) >= MAX_RECALLED:
                     self._recalled.clear()
                 self._recalled[key] = copy.copy(request)
@@ -400,9 +228,9 @@ class GrpcSession(http2.Connection, ClientSession):
 
     def recall(self, headers: Headers) -> Request | None:
         # A client with deadlines sends another grpc-timeout with each request: only that is read.
-        key = _without_timeout(headers)
+        key = without_timeout(headers)
         request = self._recalled.get(key)
-        if request is None or _read_timeout(request, headers[key.index(_TIMEOUT)][1]) is not None:
+        if request is None or read_timeout(request, headers[key.index(NO_TIMEOUT)][1]) is not None:
             return None
         return request
 

@@ -50,7 +50,7 @@ from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.wire import api, exposition, gateway, health
 from etcdlite.wire.calls import Calls
 from etcdlite.wire.carried import Carried
-from etcdlite.wire.grpc import MIN_TIMEOUT_S, read_timeout_s
+from etcdlite.wire.grpc_request import MIN_TIMEOUT_S, read_timeout_s
 from etcdlite.wire.health import NOSNIFF, Header
 from etcdlite.wire.session import INVALID_TOKEN, ClientSession, LeaderLoss
 from etcdlite.wire.site import Site, debug_vars, host_name, page, versions
