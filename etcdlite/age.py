@@ -219,8 +219,7 @@ class DecryptedFile:
         if number != self._cached:
             self._file.seek(self._begin + number * SEALED_CHUNK_BYTES)
             sealed = self._file.read(SEALED_CHUNK_BYTES)
-            nonce = _chunk_nonce(number, number == self._chunks - 1)
-            content = _open(sealed, nonce, self._key)
+            content = _open(sealed, _chunk_nonce(number, number == self._chunks - 1), self._key)
             if content is None:
                 raise AgeError(
                     f"chunk {number} of {self._chunks} was changed, or the file is cut off"

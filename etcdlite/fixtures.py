@@ -48,8 +48,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
         KINDS[name], "etcdlite", hosts, int(begins), int(now) + years * YEAR_S
     )
     try:
-        made = certificates.make(profile)
-        write(Pair(cert, key), made)
+        write(Pair(cert, key), certificates.make(profile))
     except (certificates.CertificateError, OSError) as failure:
         flag = "auto-tls" if name == "client" else "peer-auto-tls"
         raise StartError(f"--{flag}: cannot make a certificate: {failure}") from failure

@@ -57,6 +57,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Protocol
 
 from etcdlite import frames, log, peer_frames, proto
@@ -492,11 +493,9 @@ class Dial(PeerConnection):
                 done(error("Timeout"))
         if self.is_open and now >= self._next_ping_at and self._retires_at == math.inf:
             self._next_ping_at = now + PING_INTERVAL_S
-            self.ask(
-                frames.PING, self.local.rollback.report(), lambda answer: self._pong(answer, now)
-            )
+            self.ask(frames.PING, self.local.rollback.report(), partial(self._pong, now))
 
-    def _pong(self, answer: bytes | EtcdError, asked_at: float) -> None:
+    def _pong(self, asked_at: float, answer: bytes | EtcdError) -> None:
         if not isinstance(answer, EtcdError):
             self.link.round_trip_s = took_s = self.local.clock() - asked_at
             self.metrics.round_trip_s.observe(took_s)

@@ -141,8 +141,7 @@ def history(session: Session) -> None:
         found = list(events(client, key, b"", 1, header.revision))
     except Compacted as error:
         oldest = error.compact_revision
-        request = proto.RangeRequest(key=key, revision=oldest)
-        kvs = client.call("KV.Range", request).kvs
+        kvs = client.call("KV.Range", proto.RangeRequest(key=key, revision=oldest)).kvs
         found = list(events(client, key, b"", oldest + 1, header.revision))
         if kvs:
             # Its time and user are known; the version before it is not.
@@ -175,8 +174,7 @@ def diff(session: Session) -> None:
     changed: dict[bytes, int] = {}  # The revisions only: there may be millions of values.
     try:
         # Also if nothing changed, the older revision must be there.
-        request = proto.RangeRequest(key=b"\0", revision=first, count_only=True)
-        client.call("KV.Range", request)
+        client.call("KV.Range", proto.RangeRequest(key=b"\0", revision=first, count_only=True))
         for event in events(client, *prefix_range(prefix), first + 1, last):
             changed[event.kv.key] = event.kv.mod_revision
     except Compacted:

@@ -197,8 +197,7 @@ def restore_new(session: Session, path: str, data_dir: str) -> None:
     """Make a data directory with the keys. Raises Explained, OSError."""
     rule = _rule(session)
     with _state(session, path) as state:
-        leased = {kv.lease for kv in state.key_values() if kv.lease}
-        leases = _check_leases(state, rule, leased)
+        leases = _check_leases(state, rule, {kv.lease for kv in state.key_values() if kv.lease})
         _make_member(session, data_dir, state, leases)
 
 

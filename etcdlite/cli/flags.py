@@ -234,8 +234,7 @@ def _file_flags(path: str) -> dict[str, Any]:
     except OSError as error:
         if not path:
             return {}
-        text = f"cannot read --config-file {path}: {error.strerror}"
-        raise BadArguments(text) from None
+        raise BadArguments(f"cannot read --config-file {path}: {error.strerror}") from None
     path = path or DEFAULT_FILE
     by_name = {flag.name: flag for flag in GLOBAL_FLAGS if flag.name != "config-file"}
     values = {}

@@ -230,8 +230,7 @@ class Mirror:
     def run(self) -> None:
         """Copy, and then follow; with --once, up to the revision that the source has now. Raises
         EtcdliteError, Failure."""
-        request = _range(self._prefix, count_only=True)
-        header = part(self._source.call("KV.Range", request))
+        header = part(self._source.call("KV.Range", _range(self._prefix, count_only=True)))
         self._source_id, self._source_revision = header.cluster_id, header.revision
         first: int = self._session.flags["rev"]
         self._may_be_behind = not first

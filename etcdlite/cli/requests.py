@@ -80,8 +80,7 @@ def range_request(arguments: Sequence[str], flags: Mapping[str, Any]) -> proto.R
             "`--keys-only` and `--count-only` cannot be set at the same time, choose one"
         )
     if flags["consistency"] not in ("l", "s"):
-        text = f'unknown consistency flag "{flags["consistency"]}"'
-        raise Failure(text, EXIT_BAD_FEATURE)
+        raise Failure(f'unknown consistency flag "{flags["consistency"]}"', EXIT_BAD_FEATURE)
     order = flags["order"].upper() or "NONE"
     if order not in ("ASCEND", "DESCEND") and flags["order"]:
         raise Failure(f"bad sort order {flags['order']}", EXIT_BAD_FEATURE)

@@ -113,8 +113,7 @@ def fetch(session: Session, endpoint: str) -> Series:
         from etcdlite.client import tls
 
         connection = session.connection([endpoint])
-        names = tls.Settings._fields
-        settings = tls.Settings(**{name: connection[name] for name in names})
+        settings = tls.Settings(**{name: connection[name] for name in tls.Settings._fields})
         context = tls.context(settings, "http/1.1")
     # As other requests to members, this one goes through no proxy.
     opener = urllib.request.build_opener(

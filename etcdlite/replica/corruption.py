@@ -126,8 +126,7 @@ class HashCheck:
             return
         if now >= self._next_at and not self._is_running:
             self._next_at = now + (self.interval_s or math.inf)
-            learners = self._raft.learners
-            nodes = [node for node in self._others.nodes if node not in learners]
+            nodes = [node for node in self._others.nodes if node not in self._raft.learners]
             if nodes:
                 self._begin(state.store.revision, nodes)
         if self._returned:

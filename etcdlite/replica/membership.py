@@ -196,8 +196,7 @@ def new_member(peer_urls: Iterable[str], is_learner: bool, token: str) -> proto.
     """The `Member` of a MemberAddRequest. `token` is new every time, so that a machine that comes
     back under the same URLs is another member. Raises EtcdError."""
     urls = peer_urls_of(peer_urls)
-    member_id = derive_member_id(urls, token)
-    return proto.Member(ID=member_id, peerURLs=urls, isLearner=is_learner)
+    return proto.Member(ID=derive_member_id(urls, token), peerURLs=urls, isLearner=is_learner)
 
 
 def peer_urls_of(peer_urls: Iterable[str]) -> list[str]:

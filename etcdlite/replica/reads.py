@@ -177,7 +177,9 @@ class Reads:
         self._raft = raft
         self._access = access
         access.when_current = lambda do, size: self.read(empty_read(lambda _: do()), size)
-        access.when_known = self._when_known
+        access.when_known = lambda author, do: self.check_renewal(
+            Asked(lambda answer: do()), 0, author, 0
+        )
         self._slice_is_over = slice_is_over
         self._request_timeout_s = options.request_timeout_s
         self._late_answers = state.late_answers
@@ -254,9 +256,6 @@ class Reads:
         """Answer b"" if the author may write all keys of the lease, as of what is applied here."""
         read = Waiter(session, request_id, methods.KEEP_ALIVE, (author, lease_id))
         self.ready.append((0, [read], 0.0))
-
-    def _when_known(self, author: Author, do: Callable[[], None]) -> None:
-        self.check_renewal(Asked(lambda answer: do()), 0, author, 0)
 
     # ReadIndex rounds.
 

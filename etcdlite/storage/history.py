@@ -281,11 +281,11 @@ class History:
     def _moved(self) -> Iterator[Changes]:
         # Cleaning moves records in order, so those of many places take one read of the disk.
         data = self._data
-        waiting: list[tuple[int, int, int, int]] = []
+        waiting: list[tuple[Any, ...]] = []
         size = 0
-        for place in chain(merge(*map(_cut, self._runs)), (b"",)):
+        for place in chain(merge(*map(_PLACE.iter_unpack, self._runs)), ((),)):
             if place:
-                waiting.append(_PLACE.unpack(place))
+                waiting.append(place)
                 size += waiting[-1][3] & ~_DEAD
                 if len(waiting) < READ_RECORDS and size < self._limits.history_chunk_bytes:
                     continue
@@ -300,10 +300,6 @@ class History:
                 )
             waiting.clear()
             size = 0
-
-
-def _cut(run: bytes) -> Iterator[bytes]:
-    return (run[at : at + _PLACE.size] for at in range(0, len(run), _PLACE.size))
 
 
 def _one_per_revision(

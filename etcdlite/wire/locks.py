@@ -445,8 +445,7 @@ class _ScriptedCall(Call):
             self.advance(refused)
         elif not self._is_over:
             self._is_following = True
-            quota = self.owner.calls.quota
-            self._stream = self.member.hub.open(self, quota)
+            self._stream = self.member.hub.open(self, self.owner.calls.quota)
             if self._stream.create(create) == INVALID_WATCH_ID:
                 self._close_stream()
                 self.advance(error("RequestTooManyRequests"))
