@@ -261,8 +261,7 @@ def _unwrap(stanzas: list[tuple[list[bytes], bytes]], identities: Iterable[Ident
             secret = _shared_secret(identity.secret, share)
             if secret is None:
                 raise AgeError("its header is damaged")
-            key = _hkdf(secret, share + public, _X25519)
-            file_key = _open(body, bytes(12), key)
+            file_key = _open(body, bytes(12), _hkdf(secret, share + public, _X25519))
             if file_key is not None:
                 return file_key
     raise AgeError("it is encrypted to other public keys than that of the identity given")

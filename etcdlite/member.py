@@ -44,7 +44,7 @@ from etcdlite.replica.access import Access
 from etcdlite.replica.background import SLICE_S, Background
 from etcdlite.replica.catch_up import CatchUp
 from etcdlite.replica.corruption import HashCheck
-from etcdlite.replica.forced import ForcedCluster
+from etcdlite.replica.forced import ForcedCluster, Removal
 from etcdlite.replica.leadership import Leadership
 from etcdlite.replica.leases import LeaseKeeper
 from etcdlite.replica.logins import Logins
@@ -84,6 +84,7 @@ class Member:
     """When the next slice of background work is due."""
     _expiry: Iterator[None] | None = None
     """The steps that fail requests that have waited too long."""
+    _published_at = -math.inf
 
     def __init__(
         self,
@@ -112,7 +113,9 @@ class Member:
         self.state = state
         self.tokens = tokens or SimpleTokens(cluster_id, options.token_ttl_s)
         self.maintenance = Maintenance(state, self._propose_own, self.run_task, options)
-        self.rollback = RollbackCheck(state, raft, self.run_task, self._returned, options)
+        self.rollback = RollbackCheck(
+            state, raft, self.run_task, lambda node: self.hash_check.returned(node), options
+        )
         self.peers = Peers(Local(state, self, self.rollback, options))
         self.peers.update(state.membership.members or {other.ID: other for other in members})
         directory, received = store.directory, self.snapshot_received
@@ -129,6 +132,7 @@ class Member:
         self.background = Background(self.reads, self.maintenance, self.leases, self.metrics, clock)
         self.hash_check = HashCheck(state, raft, self.peers, self.reads.read_now)
         self.forced = ForcedCluster(state, raft, self.writes, self.maintenance, options)
+        self.removal = Removal(state, raft, options)
         self.reachability = Reachability(state, options, self.peers.is_called_by, self.run_task)
         self.catch_up = CatchUp(state, raft, self.identity)
         self.restoring = Restoring(state, self.run_task, self._restored)
@@ -136,13 +140,10 @@ class Member:
         self.time_keeper = TimeKeeper(state, raft, self.writes, options.wall_clock)
         self.attributes: proto.Member | None = None
         """The name and client URLs of this member, which `tick` publishes to the cluster."""
-        self.removed_since: float | None = None
-        """When this member learned that it was removed from the cluster; its owner must stop it."""
         self.backups_under_way = 0
         """Backups that are being sent now."""
         self.start_writer: Callable[[Any, Callable[[], None]], Any] | None = None
         """`backup_process.start`, which calls back in the loop; None: there are no processes."""
-        self._published_at = -math.inf
         self._saves: list[Ready] = []
         self._unsynced: deque[float] = deque()
         """When each save that is not durable yet was made."""
@@ -233,17 +234,8 @@ class Member:
     def on_snapshot_sent(self, node: int, is_taken: bool) -> None:
         self.raft.report_snapshot(node, is_taken)
 
-    def _returned(self, node: int) -> None:
-        # For the part that is constructed before `hash_check` exists.
-        self.hash_check.returned(node)
-
     def on_removed(self, node: int) -> None:
-        if self.raft.has_live_leader:
-            # If it goes on, that member was made a cluster of its own beside the quorum.
-            what = "a member says that this one was removed; this one goes on while it has a leader"
-            log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
-        elif self.removed_since is None:  # A leader may still be heard (`tick`).
-            self.removed_since = self.clock() + self.rollback.removal_delay_s
+        self.removal.claimed(node)
 
     def snapshot_received(self, node: int, offer: proto.SnapshotOffer) -> None:
         """A snapshot from the leader is complete on disk, beside the data that it will replace."""
@@ -293,8 +285,7 @@ class Member:
         read = self.reads.read_own if self.raft.leader else None
         self.state.alarms.tick(now, is_behind or self.incoming.offer is not None, read)
         self.rollback.tick(now)
-        if self.raft.has_live_leader and self.identity.member_id in self.state.membership.members:
-            self.removed_since = None
+        self.removal.tick()
         if self.rollback.is_over:
             self.forced.tick()
             self.raft.tick()
@@ -668,7 +659,7 @@ class Member:
             members = self.state.membership.members
             self.peers.update(members)
             if change.action == membership.REMOVE and self.identity.member_id == change.member.ID:
-                self.removed_since = self.clock()
+                self.removal.since = self.clock()
             if waiter.session is not None:
                 response = methods.METHODS[waiter.method].response(
                     header=self.identity.header_message(), members=list(members.values())

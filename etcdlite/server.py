@@ -429,7 +429,7 @@ class Server:
                 service_manager.extend_start(missing or "catching up with the leader")
         if self.member.rollback.refusal and self._stopping_since is None:
             raise datadir.StartError(self.member.rollback.refusal.removeprefix("etcdlite: "))
-        removed_since = self.member.removed_since
+        removed_since = self.member.removal.since
         if removed_since is not None and now - removed_since > REMOVED_S:
             self._leave()
         if now >= self._next_session_tick:
@@ -543,12 +543,20 @@ class Server:
     def _leave(self) -> None:
         """Stop, because this member was removed from the cluster."""
         if self._stopping_since is None:
-            log.error(
-                "this member was removed from the cluster; shutting down. Its data directory is "
-                "no longer usable: remove it before this machine joins a cluster again",
-                data_dir=self.settings.data_dir,
-                local_member_id=f"{self.member.identity.member_id:x}",
-            )
+            own_id = self.member.identity.member_id
+            if own_id in self.member.state.membership.removed:
+                what = (
+                    "this member was removed from the cluster; shutting down. Its data directory "
+                    "is no longer usable: remove it before this machine joins a cluster again"
+                )
+            else:
+                what = (
+                    "other members say that this one was removed from the cluster; shutting down. "
+                    "Unless one of them was made a new cluster by mistake (--force-new-cluster), "
+                    "remove the data directory before this machine joins a cluster again"
+                )
+            fields = {"local-member-id": f"{own_id:x}", "data-dir": self.settings.data_dir}
+            log.error(what, **fields)
             self._begin_stop()
             self.member.give_up()
 

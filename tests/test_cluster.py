@@ -470,7 +470,7 @@ def test_a_removed_leader_hands_over_and_knows_that_it_is_removed(cluster: Clust
     world.run(6)
     removed = client.ask(old, "Cluster.MemberRemove", ID=old.member_id)
     assert len(removed.members) == 2
-    world.run_until(lambda: old.member.removed_since is not None)
+    world.run_until(lambda: old.member.removal.since is not None)
     asked = [client.send(old, name, key=b"k") for name in ("KV.Put", "KV.Range", "KV.Put")]
     lease = client.send(old, "Lease.LeaseTimeToLive", ID=1)
     world.run(1)
@@ -497,9 +497,22 @@ def test_a_member_removed_while_it_was_down_learns_it_when_it_comes_back(
     world.run(6)
     client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
     away.start(force_new_cluster=forced)
-    world.run_until(lambda: away.member.removed_since is not None)
-    world.run_until(lambda: not away.is_up)
+    world.run_until(lambda: away.member.removal.since is not None)
+    world.run_until(lambda: not away.is_up, 2)
     assert not away.member.leads, "it made no cluster of its own"
+
+
+@pytest.mark.parametrize(("count", "needed"), [(2, 1), (3, 2), (4, 2), (5, 3)])
+def test_a_member_believes_a_quorum_of_the_others_that_it_was_removed(
+    count: int, needed: int
+) -> None:
+    """Without these the cluster that it knows has no quorum."""
+    cluster = Cluster(count)
+    member = cluster.followers[0].member
+    others = [node for node in cluster.nodes if node.member is not member]
+    for number, node in enumerate(others, 1):
+        member.on_removed(node.member_id)
+        assert (member.removal.since is not None) == (number >= needed)
 
 
 def test_members_that_are_replaced_again_and_again_leave_nothing_behind(cluster: Cluster) -> None:
@@ -514,7 +527,7 @@ def test_members_that_are_replaced_again_and_again_leave_nothing_behind(cluster:
         joined.start()
         world.run(8)
         client.ask(cluster.leader, "Cluster.MemberRemove", ID=joined.member_id)
-        world.run_until(lambda node=joined: node.member.removed_since is not None)
+        world.run_until(lambda node=joined: node.member.removal.since is not None)
         joined.crash()
         removed.add(joined.member_id)
         world.run(rollback.SAVE_INTERVAL_S + 2)
@@ -559,7 +572,7 @@ def test_a_member_that_missed_its_removal_learns_it_though_its_connections_stand
     client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
     world.run(0.2)
     world.heal()
-    world.run_until(lambda: away.member.removed_since is not None, 5)
+    world.run_until(lambda: away.member.removal.since is not None, 5)
 
 
 def test_a_member_that_learns_of_its_removal_while_it_suspects_the_leader_ends_well() -> None:
@@ -1034,7 +1047,7 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
     world.heal()
     world.run(10)
     assert cluster.leader is leader and leader.member.leads, "the quorum goes on"
-    assert all(node.is_up and node.member.removed_since is None for node in cluster.nodes)
+    assert all(node.is_up and node.member.removal.since is None for node in cluster.nodes)
     cluster.client.put(leader, b"k")
     quorum = [node for node in cluster.nodes if node is not forced]
     for node in quorum:  # None of them has a leader for a moment.
@@ -1042,8 +1055,16 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
         world.run(1.5)
         node.start()
         world.run(10)
-        assert all(node.is_up and node.member.removed_since is None for node in quorum)
-    cluster.client.put(next(node for node in quorum if node.member.leads), b"k")
+        assert all(node.is_up and node.member.removal.since is None for node in quorum)
+    cluster.leader = world.elect()
+    world.run(5)
+    (follower,) = (node for node in quorum if not node.member.leads)
+    world.partition([cluster.leader.name], [follower.name, forced.name])
+    world.run(10)
+    assert follower.is_up, "the claim of the one that it still reaches is known to be wrong"
+    world.heal()
+    cluster.leader = world.elect()
+    cluster.client.put(cluster.leader, b"k")
 
 
 @pytest.mark.parametrize("led", [True, False])

@@ -5,6 +5,9 @@ for some time (`rollback.py`), it becomes the only voter. Membership changes tha
 holds have no effect. It then removes all other members one by one through the log. The work is done
 when a checkpoint of the store holds the result, so that a later start without the flag finds a
 cluster of one.
+
+The others hear from it that they were removed. If it was a mistake, and their quorum is alive, they
+must go on (`Removal`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from etcdlite.options import Options
 from etcdlite.raft import ADD_VOTER, LEADER, ConfChange, Raft
 from etcdlite.replica import membership
 from etcdlite.replica.maintenance import Maintenance
+from etcdlite.replica.rollback import LEADER_TIMEOUTS
 from etcdlite.replica.state import State
 from etcdlite.replica.writes import Writes
 from etcdlite.request import Waiter
@@ -74,3 +78,37 @@ class ForcedCluster:
         change = proto.MemberChange(action=action, member=proto.Member(ID=node))
         self._writes.propose_change(Waiter(None, 0, MEMBER_CHANGE, change))
         self._batch = self._writes.latest_batch
+
+
+class Removal:
+    """Whether this member was removed from the cluster: it has applied that, or others say so.
+
+    A quorum of the others is right. Fewer may be right, too: the rest may be down, or removed."""
+
+    def __init__(self, state: State, raft: Raft, options: Options) -> None:
+        self._state = state
+        self._raft = raft
+        self._patience_s = LEADER_TIMEOUTS * options.election_timeout_s
+        self.since: float | None = None
+        """When this member learned it; its owner must stop it then. It may be in the future."""
+        self._claims: dict[int, bool] = {}
+        """Who says so; True: while there was a leader, so that one is a second cluster."""
+
+    def claimed(self, node: int) -> None:
+        """Another member says that this one was removed."""
+        voters, now = self._raft.voters, self._state.clock()
+        had_leader = self._claims.get(node, False) or self._raft.has_live_leader
+        self._claims[node] = had_leader
+        if 2 * len(voters - self._claims.keys()) <= len(voters):
+            self.since = min(self.since or math.inf, now)
+        elif had_leader:
+            what = "a member says that this one was removed; this one had a leader and goes on"
+            log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
+        elif self.since is None:
+            self.since = now + self._patience_s
+
+    def tick(self) -> None:
+        """While a leader is heard, this member goes on, unless it has applied its removal."""
+        own_id, members = self._state.identity.member_id, self._state.membership.members
+        if self._raft.has_live_leader and own_id in members:
+            self.since = None

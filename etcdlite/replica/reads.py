@@ -712,8 +712,7 @@ def _time_to_live(state: State, request: proto.LeaseTimeToLiveRequest) -> Steps:
     if not lessor.promoted:
         raise error("LeaderChanged")
     if lessor.exists(request.ID):
-        remaining_s = lessor.remaining_s(request.ID, state.clock())
-        response.TTL = max(0, int(remaining_s))
+        response.TTL = max(0, int(lessor.remaining_s(request.ID, state.clock())))
         response.grantedTTL = lessor.ttl_s(request.ID)
         if request.keys:
             keys = yield from lessor.key_steps(request.ID)

@@ -118,8 +118,6 @@ class RollbackCheck:
         others = state.membership.members.keys() - {self._own_id}
         self.is_over = not self._unheard and not (self._is_forced and others)
         """This member may vote, campaign and acknowledge."""
-        leader_s = LEADER_TIMEOUTS * options.election_timeout_s
-        self.removal_delay_s = 0.0 if self._is_forced else leader_s  # It must not begin to lead.
         ticks = raft.config.election_ticks + 1
         self._ticks_left = LEADER_TIMEOUTS * ticks if self._is_forced else ticks
         """How long to wait for the others. In ticks, since a paused process hears nobody."""

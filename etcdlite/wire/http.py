@@ -524,8 +524,7 @@ class HttpSession(ClientSession):
             self._ends = True
             self._make()
         else:
-            status = gateway.HTTP_STATUS[failure.code]
-            self._respond(status, JSON, gateway.error_json(failure))
+            self._respond(gateway.HTTP_STATUS[failure.code], JSON, gateway.error_json(failure))
 
     def send_message(self, request_id: int, method: int, body: bytes) -> None:
         request = self._served(request_id)

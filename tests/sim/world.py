@@ -740,7 +740,7 @@ class Node:
             self.is_refused = True
             self.on_stop(self)
             return
-        removed = self.member.removed_since
+        removed = self.member.removal.since
         if removed is not None and self.clock() - removed > REMOVED_S:
             self.world.note(f"{self.name} was removed and stops")
             self.crash()
