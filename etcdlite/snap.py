@@ -190,11 +190,6 @@ class Incoming:
     ) -> None:
         """`data`: the member's data folder. `received(node, offer)` is called once a snapshot is
         durable."""
-        self.connection: Sender | None = None
-        self.offer: Any = None
-        """The `SnapshotOffer` of the snapshot that is arriving, or None."""
-        self.offset = 0
-        """Bytes of it received so far."""
         self.is_storing = False
         """The snapshot is complete and is being made durable. Nothing may change it."""
         self._disk = disk
@@ -206,13 +201,20 @@ class Incoming:
         self._metrics = metrics
         self._began_s = 0.0
         """When the first byte came, on the clock of `time.monotonic`."""
-        self._head = b""
+        self._forget()
+
+    def _forget(self) -> None:
+        """No snapshot is arriving."""
+        self.connection: Sender | None = None
+        self.offer: Any = None
+        """The `SnapshotOffer` of the snapshot that is arriving, or None."""
+        self.offset = self._content_bytes = 0
+        """Bytes of it received so far, and those before its digest, once that is known."""
+        self._head = self._expected = b""
         self._targets: list[tuple[File, int]] = []
         """The files to write and their sizes in bytes, once the header is complete."""
-        self._content_bytes = 0
         self._digest: Any = None
         """The SHA-256 of what has come; None without an offer."""
-        self._expected = b""
         self._damage: DataDamaged | None = None
         """The damaged record in a snapshot that is complete."""
 
@@ -381,12 +383,6 @@ class Incoming:
                 self._disk.remove_tree(self._directory)
         if connection is not None:
             connection.snapshot_refused(why)
-
-    def _forget(self) -> None:
-        self.connection = self.offer = self._digest = self._damage = None
-        self._targets = []
-        self.offset = self._content_bytes = 0
-        self._head = self._expected = b""
 
 
 def _sha256() -> Any:

@@ -236,11 +236,9 @@ class ClientConnection:
         """Give up a request. False if its end has been received already."""
         if self._open.get(ticket.request_id) is not ticket:
             return False
+        self._add(ticket, frames.CANCEL, b"")
         del self._open[ticket.request_id]
         self._cancelled.add(ticket.request_id)
-        self._output.append(
-            frames.frame(ticket.request_id, ticket.method.number, frames.CANCEL, b"")
-        )
         if self.silent_since_s is None:
             self.silent_since_s = now_s
         return True
