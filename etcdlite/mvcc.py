@@ -406,8 +406,7 @@ class Store:
         descends: bool = False,
     ) -> tuple[list[Numbered], bytes | None]:
         """`Index.scan_numbers` as of `revision`; as `scan`."""
-        is_now = revision == self.revision + self.is_writing
-        as_of = None if is_now else revision
+        as_of = None if revision == self.revision + self.is_writing else revision
         return self.index.scan_numbers(start, end, as_of, limit, limit_bytes, descends)
 
     def count(self, start: bytes, end: bytes | None, revision: int) -> tuple[int, list[Span]]:

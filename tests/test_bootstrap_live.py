@@ -99,6 +99,21 @@ def test_a_member_that_was_not_added_is_told_to_be_added(cluster: Any) -> None:
     assert f"member add m4 --peer-urls={url}" in refused(stranger)
 
 
+def test_a_member_says_what_it_waits_for_while_the_others_are_silent(cluster: Any) -> None:
+    three = cluster()
+    first, *others = three.members.values()
+    lose_data(first)
+    for member in others:
+        os.kill(member.process.pid, signal.SIGSTOP)
+    try:
+        first.spawn()
+        line = first.wait_for_log("asking the other members")
+    finally:
+        for member in others:
+            os.kill(member.process.pid, signal.SIGCONT)
+    assert "timeout=5s each" in line.replace('"', "")
+
+
 def test_a_member_waits_a_while_for_the_cluster_that_it_joins(cluster: Any) -> None:
     three = cluster()
     old = list(three.members.values())

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rigs.ctl_runner import run_ctl
-from rigs.fake_server import FakeConnection, FakeServer
+from rigs.fake_server import IGNORE, FakeConnection, FakeServer
 from rigs.processes import ROOT
 
 from etcdlite import ctl, frames, proto
@@ -1284,6 +1284,21 @@ def test_each_endpoint_is_asked_and_one_that_fails_is_named(fake: type[FakeClien
         b"Finished defragmenting etcd member[up:1]\n",
         "Failed to defragment etcd member[down:1] (connection refused)\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [("defrag", True), ("compaction 3", True), ("endpoint hashkv", False)],
+)
+def test_work_that_takes_too_long_is_named_with_what_to_do(command: str, goes_on: bool) -> None:
+    with FakeServer() as server:
+        server.intercept = lambda connection, request_id, method, message: IGNORE
+        flags = (f"--endpoints={server.endpoint}", "--command-timeout=300ms")
+        ended = run_ctl(*command.split(), *flags)
+    assert ended.status == 1
+    assert server.endpoint in ended.stderr and " was not answered within 0.3 s; " in ended.stderr
+    assert ("it goes on there" in ended.stderr) == goes_on
+    assert "--command-timeout waits longer" in ended.stderr
 
 
 def test_cluster_asks_the_members_endpoints(fake: type[FakeClient]) -> None:

@@ -216,6 +216,5 @@ def check_datascale(session: Session) -> int:
     if puts.errors:
         session.print(*_error_lines(puts))
         return EXIT_FAILED
-    used_mb = used_bytes / (1 << 20)
-    session.print(f"PASS: Approximate system memory used : {used_mb:.2f} MB.")
+    session.print(f"PASS: Approximate system memory used : {used_bytes / (1 << 20):.2f} MB.")
     return 0

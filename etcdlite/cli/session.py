@@ -40,6 +40,9 @@ _ADVICE = {
 }
 """What to do next, by the name of the server's error."""
 
+LONG_WORK = {"KV.Compact": True, "Maintenance.Defragment": True, "Maintenance.HashKV": False}
+"""What may take minutes, and whether it goes on if the command does not wait for its end."""
+
 NO_ANSWER_TEXTS = ("etcdserver: request timed out", "etcdserver: no leader")
 
 
@@ -162,6 +165,11 @@ class Session:
         started_s = time.monotonic()
         try:
             return client.call(method, request)
+        except Timeout as error:
+            if method in LONG_WORK:
+                goes_on = "if it has begun, it goes on there; " if LONG_WORK[method] else ""
+                error.text += f"; {goes_on}--command-timeout waits longer"
+            raise
         finally:
             if self.flags["debug"]:
                 took_ms = (time.monotonic() - started_s) * 1000

@@ -165,8 +165,7 @@ def _make_trust(folder: str, is_secret: bool) -> None:
         return
     for kind in ("peers", "clients"):
         profile = cert.profile_of("ca", f"etcdlite {kind}", (), cert.CA_DAYS, None)
-        authority = cert.authority_in(f"{folder}/{kind}")
-        fixtures.write(authority, certificates.make(profile, None))
+        fixtures.write(cert.authority_in(f"{folder}/{kind}"), certificates.make(profile, None))
 
 
 def _pair(session: Session, ca: str, kind: str, name: str, hosts: tuple[str, ...]) -> Pair:

@@ -197,8 +197,7 @@ def error_for(code: int, text: str, endpoint: str = "") -> EtcdliteError:
     """The exception for a server's answer: chosen by the text, else by the code. If the
     text begins with "rpc error: code = NAME desc = ", as for a refused watch, that is removed."""
     text = text.rpartition(" desc = ")[2]
-    cls = _BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError)
-    return cls(code, text, endpoint)
+    return (_BY_TEXT.get(text) or _BY_CODE.get(code, EtcdliteError))(code, text, endpoint)
 
 
 def part(response: Any, name: str = "header") -> Any:

@@ -444,8 +444,7 @@ class DataFile:
         file = self.files[number]
         header = file.pread(layout.SEGMENT_HEADER.size, 0)
         if len(header) < layout.SEGMENT_HEADER.size:
-            why = file.fault or "the file is shorter than its header"
-            raise DataDamaged(file.path, 0, why)
+            raise DataDamaged(file.path, 0, file.fault or "the file is shorter than its header")
         magic, version, found, previous_end, crc = layout.SEGMENT_HEADER.unpack(header)
         if magic != layout.MAGIC or crc32(header[:-4]) != crc or found != number:
             raise DataDamaged(file.path, 0, "the segment header fails its check")

@@ -376,8 +376,7 @@ def _propose_hashed(
             request.hashedPassword = result
             member.writes.propose_message(waiter._replace(request=request))
 
-    password = waiter.request.password
-    hash_it = partial(member.logins.hash, waiter, request.name, password, hashed)
+    hash_it = partial(member.logins.hash, waiter, request.name, waiter.request.password, hashed)
     _admit(member, waiter, frame, hash_it)
 
 
