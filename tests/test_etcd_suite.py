@@ -93,7 +93,6 @@ FAILS = {
     "clientv3/TestMaintenanceSnapshotErrorInflight": DATA_FILE,
     "clientv3/TestWatchFragment(Disable|Enable).*": RESPONSES,
     "clientv3/TestKVForLearner": "a learner answers serializable transactions here",
-    "clientv3/TestBalancerSupportLearner": "a learner refuses with etcd 3.6's code",
     "connectivity/TestDropReadUnderNetworkPartition": "a read waits for the next leader here",
 }
 """Patterns of PROGRAM/TEST that must fail, and why: one that passes is reported."""

@@ -591,6 +591,20 @@ def test_a_client_api_version_that_is_no_text_is_refused() -> None:
     assert str(read_request(fields).failure) == "etcdserver: invalid client api version"
 
 
+def test_a_learner_refuses_with_the_code_on_which_the_client_goes_on(client: Client) -> None:
+    refusal = error("NotSupportedForLearner")
+    for version, status in (("3.4", 14), ("3.5", 14), ("3.6", 9), ("", 9)):
+        stream_id = client.ask_only(client_api_version=version)
+        client.session.fail(stream_id, methods.PUT, refusal)
+        client.pump()
+        answer = client.answers[stream_id]
+        assert (answer.status, answer.text) == (status, refusal.text), version
+    stream_id = client.ask_only(client_api_version="3.5")
+    client.session.fail(stream_id, methods.PUT, error("LearnerNotReady"))
+    client.pump()
+    assert client.answers[stream_id].status == 9
+
+
 # --- Giving up -------------------------------------------------------------------------------
 
 

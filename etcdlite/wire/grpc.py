@@ -32,6 +32,7 @@ from etcdlite.errors import (
     DEADLINE_EXCEEDED,
     INTERNAL,
     RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
     UNIMPLEMENTED,
     EtcdError,
     error,
@@ -524,16 +525,18 @@ class GrpcSession(http2.Connection, ClientSession):
         stream = self._close(request_id)
         if stream is None:
             return
-        self._count_failed(stream, failure.code)
-        status = [(b"grpc-status", b"%d" % failure.code)]
+        code, version = failure.code, stream.request.api_version
+        if failure.name == "NotSupportedForLearner" and version in ("3.4", "3.5"):
+            code = UNAVAILABLE  # Only with this code do these clients go on to another endpoint.
+        self._count_failed(stream, code)
+        status = [(b"grpc-status", b"%d" % code)]
         if failure.text:
             status.append((b"grpc-message", percent_encode(failure.text)))
         if stream.headers_sent:
             self.finish(stream, pack(status))
             return
-        http_status = stream.request.http_status
-        fields = [(b":status", b"%d" % http_status), _CONTENT_TYPE]
-        if failure.code == UNIMPLEMENTED:
+        fields = [(b":status", b"%d" % stream.request.http_status), _CONTENT_TYPE]
+        if code == UNIMPLEMENTED:
             status.append(_ENCODINGS)
         self.finish(stream, pack(fields + status))
 
