@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.clients import CallFailed, Connection, call, connect
+from bench.h2load import h2load, message
 from bench.native_load import key_of, value_of
 from bench.servers import QUOTA_BYTES, Server, etcd_binary, free_port
-from bench.throughput import h2load
 from etcdlite import methods, proto
 
 MEMBERS = 3
@@ -83,7 +83,7 @@ def _put(member: ClusterMember, requests: int, split: tuple[int, int], folder: s
     body = proto.PutRequest(key=key_of(0), value=value_of(0)).encode()
     own_folder = os.path.join(folder, f"load-{member.port}")
     os.makedirs(own_folder, exist_ok=True)
-    return h2load(member, "KV.Put", body, requests, split, own_folder)
+    return h2load(member, "KV.Put", message(body), requests, split, own_folder)
 
 
 def _put_through_all(members: list[ClusterMember], requests: int, folder: str) -> float:

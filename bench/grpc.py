@@ -11,15 +11,14 @@ them have its event.
 
 from __future__ import annotations
 
-import os
 import resource
 import select
 import statistics
 import struct
-import subprocess
 import time
 
 from bench.clients import GrpcConnection, call
+from bench.h2load import h2load_timed, message
 from bench.native_load import key_of, value_of
 from bench.servers import Server
 from etcdlite import methods, proto
@@ -31,11 +30,6 @@ WATCH_CONNECTIONS = 20
 FAN_OUT_PUTS = 200
 
 _DATA = 0
-
-
-def message(body: bytes) -> bytes:
-    """A message of gRPC: without compression, with its length."""
-    return b"\0" + len(body).to_bytes(4, "big") + body
 
 
 UNARY_LOADS = (
@@ -56,12 +50,12 @@ def unary_rates(server: Server, folder: str, scale: float, token: str = "") -> d
         "KV.Put": message(proto.PutRequest(key=key_of(0), value=value_of(0)).encode()),
         "KV.Range": message(proto.RangeRequest(key=key_of(0)).encode()),
     }
-    h2load(server, "KV.Put", contents["KV.Put"], int(10_000 * scale), SPLIT, folder, token)
+    h2load_timed(server, "KV.Put", contents["KV.Put"], int(10_000 * scale), SPLIT, folder, token)
     for what, method, split, requests in UNARY_LOADS:
         count = int(requests * scale)
         cpu, client_cpu = server.cpu_s(), _clients_cpu_s()
-        *_, took_us = h2load(server, method, contents[method], count, split, folder, token)
-        found[f"{what}/s"] = count / took_us * 1e6
+        rate, _ = h2load_timed(server, method, contents[method], count, split, folder, token)
+        found[f"{what}/s"] = rate
         found[f"{what}, server CPU µs"] = (server.cpu_s() - cpu) / count * 1e6
         found[f"{what}, client CPU µs"] = (_clients_cpu_s() - client_cpu) / count * 1e6
     return found
@@ -85,53 +79,6 @@ def print_rates(rounds: dict[str, list[dict[str, float]]], ours: str, theirs: st
         print(f"| {what} | " + " | ".join(f"{cell:,.0f}" for cell in cells) + f" | {ratio:.2f} |")
 
 
-def h2load(
-    server: Server,
-    method_name: str,
-    content: bytes,
-    requests: int,
-    split: tuple[int, int],
-    folder: str,
-    token: str = "",
-) -> list[int]:
-    """Latencies of all requests in microseconds, sorted, and how long it all took, in microseconds,
-    as the last item. Raises SystemExit on any failed request. `content`: what each one sends.
-    `token` says for which user."""
-    body_path, log_path = os.path.join(folder, "body"), os.path.join(folder, "latencies")
-    with open(body_path, "wb") as file:
-        file.write(content)
-    if os.path.exists(log_path):
-        os.unlink(log_path)
-    connections, streams = split
-    output = subprocess.run(
-        [
-            "h2load",
-            f"--requests={requests}",
-            f"--clients={connections}",
-            f"--max-concurrent-streams={streams}",
-            f"--data={body_path}",
-            f"--log-file={log_path}",
-            "--npn-list=h2",  # Over TLS it offers HTTP/1.1, too.
-            "--header=te: trailers",
-            "--header=content-type: application/grpc",
-            *([f"--header=token: {token}"] if token else []),
-            f"{server.scheme}://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    if f"{requests} succeeded, 0 failed, 0 errored, 0 timeout" not in output:
-        raise SystemExit(f"bench: h2load failed:\n{output}")
-    took_us = float(output.partition("finished in ")[2].partition("s,")[0].rstrip("m")) * 1e6
-    if "ms, " in output.partition("finished in ")[2].partition(" req/s")[0]:
-        took_us /= 1000
-    with open(log_path) as file:
-        latencies = sorted(int(line.split()[2]) for line in file)
-    os.unlink(log_path)
-    return [*latencies, int(took_us)]
-
-
 def _load(
     figures: dict[str, float],
     name: str,
@@ -142,8 +89,8 @@ def _load(
     folder: str,
 ) -> None:
     cpu = server.cpu_s()
-    *latencies, took_us = h2load(server, method_name, message(body), requests, SPLIT, folder)
-    figures[f"{name}_per_s"] = requests / took_us * 1e6
+    rate, latencies = h2load_timed(server, method_name, message(body), requests, SPLIT, folder)
+    figures[f"{name}_per_s"] = rate
     figures[f"{name}_cpu_us"] = (server.cpu_s() - cpu) / requests * 1e6
     figures[f"{name}_p99_us"] = latencies[len(latencies) * 99 // 100]
 
@@ -234,7 +181,7 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
     )
     txn = proto.TxnRequest(compare=[compare], success=[proto.RequestOp(request_put=put)])
     with Server(name, folder) as server:
-        h2load(server, "KV.Put", message(put.encode()), int(20_000 * scale), SPLIT, folder)
+        h2load_timed(server, "KV.Put", message(put.encode()), int(20_000 * scale), SPLIT, folder)
         for kind, method_name, request, requests in (
             ("put", "KV.Put", put, 200_000),
             ("range", "KV.Range", get, 300_000),
@@ -248,8 +195,8 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
         ):
             count = int(5_000 * scale)
             content = message(request.encode())
-            *latencies, took_us = h2load(server, method_name, content, count, (1, 1), folder)
-            figures[f"{kind}_per_s"] = count / took_us * 1e6
+            rate, latencies = h2load_timed(server, method_name, content, count, (1, 1), folder)
+            figures[f"{kind}_per_s"] = rate
             figures[f"{kind}_p99_us"] = latencies[len(latencies) * 99 // 100]
         client = GrpcConnection(server.port)
         lease = call(client, "Lease.LeaseGrant", proto.LeaseGrantRequest(TTL=3600)).ID
@@ -257,10 +204,10 @@ def measure(name: str, folder: str, scale: float) -> dict[str, float]:
         keep_alive = message(proto.LeaseKeepAliveRequest(ID=lease).encode())
         streams = int(3_000 * scale)
         cpu = server.cpu_s()
-        *_, took_us = h2load(
+        rate, _ = h2load_timed(
             server, "Lease.LeaseKeepAlive", keep_alive * KEEP_ALIVES, streams, SPLIT, folder
         )
-        figures["keep_alives_per_s"] = streams * KEEP_ALIVES / took_us * 1e6
+        figures["keep_alives_per_s"] = rate * KEEP_ALIVES
         figures["keep_alive_cpu_us"] = (server.cpu_s() - cpu) / streams / KEEP_ALIVES * 1e6
         figures["events_per_s"], figures["fan_out_ms"] = fan_out(
             server, max(20, int(FAN_OUT_PUTS * scale))

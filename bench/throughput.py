@@ -14,16 +14,14 @@ fair about that, and what is not:
 
 from __future__ import annotations
 
-import os
-import re
 import statistics
-import subprocess
 
 from bench import native_load
 from bench.clients import call, connect, timed_call
+from bench.h2load import h2load, message
 from bench.native_load import key_of, value_of
 from bench.servers import Server
-from etcdlite import methods, proto
+from etcdlite import proto
 
 SPLITS = ((100, 10), (50, 20), (20, 50), (10, 100), (1, 1000))
 """Connections and streams for h2load; each makes 1,000 in flight."""
@@ -41,44 +39,10 @@ def _revision(server: Server) -> int:
     return revision
 
 
-def h2load(
-    server: Server,
-    method_name: str,
-    body: bytes,
-    requests: int,
-    split: tuple[int, int],
-    folder: str,
-) -> float:
-    """Requests per second that h2load counts. Raises SystemExit on any failed request."""
-    path = os.path.join(folder, "body")
-    with open(path, "wb") as file:
-        file.write(b"\0" + len(body).to_bytes(4, "big") + body)
-    connections, streams = split
-    output = subprocess.run(
-        [
-            "h2load",
-            f"--requests={requests}",
-            f"--clients={connections}",
-            f"--max-concurrent-streams={streams}",
-            f"--data={path}",
-            "--header=te: trailers",
-            "--header=content-type: application/grpc",
-            f"http://127.0.0.1:{server.port}{methods.METHOD_BY_NAME[method_name].grpc_path}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    rate = re.search(r"finished in .*, ([\d.]+) req/s", output)
-    if rate is None or f"{requests} succeeded, 0 failed, 0 errored, 0 timeout" not in output:
-        raise SystemExit(f"bench: h2load failed:\n{output}")
-    return float(rate[1])
-
-
 def put_with_h2load(server: Server, requests: int, split: tuple[int, int], folder: str) -> float:
     body = proto.PutRequest(key=key_of(0), value=value_of(0)).encode()
     before = _revision(server)
-    rate = h2load(server, "KV.Put", body, requests, split, folder)
+    rate = h2load(server, "KV.Put", message(body), requests, split, folder)
     if _revision(server) - before != requests:
         raise SystemExit("bench: h2load's puts were not all done")
     return rate
@@ -87,7 +51,7 @@ def put_with_h2load(server: Server, requests: int, split: tuple[int, int], folde
 def range_with_h2load(server: Server, requests: int, split: tuple[int, int], folder: str) -> float:
     """Needs the key of `put_with_h2load`."""
     body = proto.RangeRequest(key=key_of(0)).encode()
-    return h2load(server, "KV.Range", body, requests, split, folder)
+    return h2load(server, "KV.Range", message(body), requests, split, folder)
 
 
 def fastest_splits(folder: str, requests: int) -> dict[str, tuple[int, int]]:
