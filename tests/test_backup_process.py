@@ -22,7 +22,7 @@ import pytest
 from rigs.gateway import Gateway
 from rigs.processes import ServerFactory, ServerProcess, wait_until
 from rigs.real_etcd import distributed
-from rigs.store_rig import DIRECTORY, StoreRig, finish
+from rigs.store_rig import DIRECTORY, StoreRig
 from test_etcd_backup import run, save
 
 from etcdlite import backup_process, etcd_file, proto
@@ -32,6 +32,7 @@ from etcdlite.etcd_backup import EtcdImage
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.history import History
+from etcdlite.storage.steps import finish
 
 MIB = 1 << 20
 

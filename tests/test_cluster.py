@@ -26,6 +26,7 @@ from etcdlite.replica.leadership import MAX_TRANSFERS
 from etcdlite.replica.suspicion import RECENT_S, Suspicion
 from etcdlite.replica.writes import MAX_CHANGES
 from etcdlite.request import Waiter
+from etcdlite.storage.steps import finish
 from etcdlite.watch import Quota
 from etcdlite.wire import api, streams
 from etcdlite.wire.http import HttpSession
@@ -135,12 +136,8 @@ def state(node: Node) -> tuple[Any, ...]:
     """What must be the same on every member that has applied the same entries."""
     store = node.member.state.store
     buckets = {bucket: items for bucket, items in store.buckets.items() if bucket != 5}
-    steps = store.hash_steps(store.revision)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return (store.revision, store.compacted, str(sorted(buckets.items())), done.value)
+    found = finish(store.hash_steps(store.revision))
+    return (store.revision, store.compacted, str(sorted(buckets.items())), found)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from rigs.homes import home
 from rigs.ports import free_ports
 from rigs.processes import ServerFactory, wait_until
 from rigs.real_etcd import distributed, running_etcd, without_settings
-from rigs.store_rig import StoreRig, finish, read_history
+from rigs.store_rig import StoreRig, read_history
 from test_snap import opened
 
 from etcdlite import backup, bolt, proto
@@ -41,6 +41,7 @@ from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.snap import SnapshotError
 from etcdlite.storage.history import History
 from etcdlite.storage.layout import AUTH_ROLE, AUTH_USER, MEMBER, U64, Numbering
+from etcdlite.storage.steps import finish
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
 DEBIANS = "/usr/bin/etcdctl"

@@ -30,6 +30,7 @@ from etcdlite.storage import checkpoint, layout
 from etcdlite.storage.data import DataFile
 from etcdlite.storage.disk import Disk
 from etcdlite.storage.layout import DataDamaged
+from etcdlite.storage.steps import finish
 from etcdlite.wal import WAL, WALError
 from etcdlite.wire import streams
 from etcdlite.wire.native import NativeSession
@@ -262,12 +263,7 @@ def the_store_is_sound(lone: LoneMember, path: Any) -> None:
 
 def state(store: Store, revision: int) -> bytes:
     request = proto.RangeRequest(key=b"\0", range_end=b"\0", revision=revision)
-    steps = range_steps(store, request)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
+    return finish(range_steps(store, request))
 
 
 # Readers of files.

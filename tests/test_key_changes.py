@@ -7,12 +7,13 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rigs.store_rig import SMALL_LIMITS, StoreRig, finish
+from rigs.store_rig import SMALL_LIMITS, StoreRig
 
 from etcdlite import proto
 from etcdlite.mvcc import Store
 from etcdlite.ranges import MAX_COUNTED, MAX_COUNTED_BYTES, range_steps
 from etcdlite.storage.key_changes import KeyChanges
+from etcdlite.storage.steps import finish
 
 NAMES = [b"%02d" % number for number in range(30)]
 BORDERS = st.sampled_from([*NAMES, *(name + b"\0" for name in NAMES)])

@@ -21,7 +21,6 @@ from rigs.store_rig import (
     DIRECTORY,
     EVERYTHING,
     StoreRig,
-    finish,
     outcome,
     read_events,
     read_history,
@@ -37,6 +36,7 @@ from etcdlite.sealing import Keyring
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.past import PAST_BYTES
 from etcdlite.storage.sealed import PAGE_BYTES
+from etcdlite.storage.steps import finish
 
 SEEDS = st.integers(0, 1 << 32)
 

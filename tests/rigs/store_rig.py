@@ -36,6 +36,7 @@ from etcdlite.storage.layout import (
 )
 from etcdlite.storage.past import DEAD, PAST
 from etcdlite.storage.sealed import SealedDisk
+from etcdlite.storage.steps import finish
 from rigs.faulty_disk import FaultyDisk
 from rigs.plain_model import PlainStore
 
@@ -76,21 +77,6 @@ SMALL_LIMITS = Limits(
     recent_bytes=512,
 )
 """Long work yields every few keys, and caches are small: a few keys meet every limit."""
-
-
-def finish(steps: Any) -> Any:
-    """Run a generator to its end; the value it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
-
-
-def run_job(job: Iterator[Callable[[], None] | None]) -> None:
-    for task in job:
-        if task is not None:
-            task()
 
 
 def outcome(act: Callable[[], Any]) -> Any:
