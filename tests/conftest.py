@@ -5,20 +5,21 @@
     running.kill(); running.start()          # the same folder and flags, on another port
 
 A process that still runs at the end of the test is killed. Its log is printed then, so a failed
-test shows it. `rigs/lone_member.py` is the other way to run a server's code: without sockets.
+test shows it. `lone` (`rigs/lone_member.py`) is the other way to run a server's code: without
+sockets.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from rigs.lone_member import ALWAYS_SLOW_S
+from rigs.lone_member import ALWAYS_SLOW_S, LoneMember
 from rigs.processes import ServerProcess
 
 from etcdlite import member
@@ -70,6 +71,14 @@ def every_slow_request_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (member, reads):
         monkeypatch.setattr(module, "warn_slow", warn)
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[LoneMember]:
+    """A `LoneMember` in a folder of its own."""
+    lone = LoneMember(tmp_path / "lone")
+    yield lone
+    lone.close()
 
 
 @pytest.fixture

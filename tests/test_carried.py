@@ -7,8 +7,6 @@ import gc
 import json
 import random
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,11 +59,9 @@ class Surfer(Client):
 
 
 @pytest.fixture
-def lone(tmp_path: Path) -> Iterator[LoneMember]:
-    lone = LoneMember(tmp_path / "member")
+def lone(lone: LoneMember) -> LoneMember:
     lone.elect()
-    yield lone
-    lone.close()
+    return lone
 
 
 @pytest.fixture

@@ -128,13 +128,6 @@ class Asker:
 
 
 @pytest.fixture
-def lone(tmp_path: Path) -> Any:
-    member = LoneMember(tmp_path / "lone")
-    yield member
-    member.close()
-
-
-@pytest.fixture
 def caller(lone: LoneMember) -> Caller:
     return Caller(lone)
 

@@ -211,13 +211,6 @@ class Client:
 
 
 @pytest.fixture
-def lone(tmp_path: Path) -> Iterator[LoneMember]:
-    member = LoneMember(tmp_path)
-    yield member
-    member.close()
-
-
-@pytest.fixture
 def client(lone: LoneMember) -> Client:
     return Client(lone)
 

@@ -171,11 +171,9 @@ def request(verb: str, path: str, body: Any = b"", headers: dict[str, str] | Non
 
 
 @pytest.fixture
-def lone(tmp_path: Path) -> Iterator[LoneMember]:
-    lone = LoneMember(tmp_path / "member")
+def lone(lone: LoneMember) -> LoneMember:
     lone.elect()
-    yield lone
-    lone.close()
+    return lone
 
 
 @pytest.fixture

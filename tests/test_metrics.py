@@ -162,13 +162,6 @@ class Asker:
         self.outcome = failure
 
 
-@pytest.fixture
-def lone(tmp_path: Path) -> Any:
-    one = LoneMember(tmp_path / "lone")
-    yield one
-    one.close()
-
-
 def write(lone: LoneMember, method: str, **fields: Any) -> Any:
     asker = Asker()
     about = methods.METHOD_BY_NAME[method]
