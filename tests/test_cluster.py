@@ -773,7 +773,8 @@ def test_what_is_left_of_a_long_lease_is_known_to_the_next_leader(cluster: Clust
     assert client.ask(cluster.leader, "Lease.LeaseTimeToLive", ID=lease).TTL > 690
 
 
-def test_members_that_differ_are_found(cluster: Cluster) -> None:
+@pytest.mark.parametrize("leads", [False, True])
+def test_the_member_that_differs_from_the_majority_is_found(cluster: Cluster, leads: bool) -> None:
     client, world = cluster.client, cluster.world
     client.put(cluster.leader, b"k", b"right")
     cluster.agree()
@@ -782,7 +783,7 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
     world.run(25)
     assert cluster.leader.member.hash_check.comparisons >= 4
     assert not list(cluster.leader.member.state.alarms)
-    bad = cluster.followers[0]
+    bad = cluster.leader if leads else cluster.followers[0]
     store = bad.member.state.store
     location, length = store.index.scan(b"k", b"l", None, 1)[0][0]
     file = store.data.files[location >> 32]
@@ -792,7 +793,7 @@ def test_members_that_differ_are_found(cluster: Cluster) -> None:
     inode.data[at : at + 5] = b"wrong"
     store.data.read = lambda *_: body  # type: ignore[method-assign]
     world.run(15)
-    assert (bad.member_id, CORRUPT) in cluster.leader.member.state.alarms
+    assert list(cluster.leader.member.state.alarms) == [(bad.member_id, CORRUPT)]
     with pytest.raises(EtcdError, match="corrupt cluster"):
         client.put(cluster.leader, b"k")
 

@@ -50,8 +50,7 @@ def is_asked_for(session: Session) -> bool:
 
 def save(session: Session, file: Any) -> None:
     """Write an extract of the cluster to a file. Raises EtcdliteError."""
-    flags = session.flags
-    prefixes = extract.plain_prefixes(map(os.fsencode, flags["prefix"])) or (b"",)
+    prefixes = extract.plain_prefixes(map(os.fsencode, session.flags["prefix"])) or (b"",)
     if len(prefixes) > extract.MAX_PREFIXES:
         raise BadArguments(f"at most {extract.MAX_PREFIXES} prefixes")
     client = session.client()

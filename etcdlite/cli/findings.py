@@ -253,8 +253,7 @@ def _certificates(facts: Facts) -> _Findings:
 
 def _reachability(facts: Facts) -> _Findings:
     voters = [seen for seen in facts.members if not seen.is_learner]
-    lost = [seen for seen in voters if seen.status is None]
-    spare = (len(voters) - 1) // 2 - len(lost)
+    spare = (len(voters) - 1) // 2 - sum(seen.status is None for seen in voters)
     if not any(seen.member_id for seen in facts.members):
         effect = "the other members are not known here"
     elif spare < 0:

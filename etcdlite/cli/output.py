@@ -81,8 +81,7 @@ class Printer(NamedTuple):
 
     def show(self, kind: str, response: Any, *more: Any) -> bytes:
         """The bytes for standard output. The format must support the kind."""
-        content = PRINTERS[kind][self.format](self, response, *more)
-        return _FINISH[self.format](content)
+        return _FINISH[self.format](PRINTERS[kind][self.format](self, response, *more))
 
 
 # Finishing.

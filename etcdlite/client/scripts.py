@@ -379,8 +379,7 @@ def follow(
                 if isinstance(wanted, operations.Op):
                     outcome = yield from calls.perform(wanted)
                 else:
-                    watch = WatchBase(calls, wanted)
-                    outcome = yield from watch.first_event(deadline_s, lease)
+                    outcome = yield from WatchBase(calls, wanted).first_event(deadline_s, lease)
             except EtcdliteError as error:
                 step, outcome = recipe.throw, error
         return wanted
@@ -620,8 +619,7 @@ class ElectionBase(Generic[LeaseT]):
 
     def _observations(self) -> Callable[[], Script[operations.KeyValue]]:
         """A function that makes the script of the next observation."""
-        recipe = recipes.observe(recipes.line(self._name))
-        return lambda: follow(self._calls, recipe)
+        return lambda: follow(self._calls, recipes.observe(recipes.line(self._name)))
 
 
 # The client.

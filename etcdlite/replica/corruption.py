@@ -1,10 +1,10 @@
 """Members that differ: the leader compares the hashes of all members at equal revisions.
 
 What is applied is the same on every member, so two members that differ mean a fault of the program,
-of the memory or of a disk. Which of the two is right cannot be told from here. The member that
-differs from the leader is named in a CORRUPT alarm, which stops writes until an operator decides
-(as in etcd). A member that cannot read its own data is named in the log alone: its checksums keep
-the damage from others.
+of the memory or of a disk. The member that differs from a majority is named in a CORRUPT alarm,
+which stops writes until an operator decides (as in etcd). Without a majority, which of the two is
+right cannot be told from here: it is the one that differs from the leader. A member that cannot
+read its own data is named in the log alone: its checksums keep the damage from others.
 
 A check takes the leader's revision, hashes its state there, and asks every other member for its
 hash at that revision. Answers that cannot be compared say nothing: the member is behind, or has
@@ -20,6 +20,7 @@ The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Protocol
@@ -147,25 +148,34 @@ class HashCheck:
             return
         own = proto.HashKVResponse.decode(answer)
         body = proto.HashKVRequest(revision=revision).encode()
-        for node in nodes:
-            if node in self._others.nodes:
-                done = partial(self._compare, own, node)
-                self._others.ask(node, HASH_KV, body, done, ANSWER_TIMEOUT_S)
+        hashes: dict[int, Any] = {node: None for node in nodes if node in self._others.nodes}
+        for node in list(hashes):
+            done = partial(self._compare, own, hashes, node)
+            self._others.ask(node, HASH_KV, body, done, ANSWER_TIMEOUT_S)
 
-    def _compare(self, own: proto.HashKVResponse, node: int, answer: bytes | EtcdError) -> None:
-        if isinstance(answer, EtcdError):
-            if answer.name == "Corrupt":  # Its damage does not spread: the others may write.
-                what = "a member cannot read its own data; see 'A disk returns wrong data' in the "
-                log.error(what + "documentation", remote_peer_id=f"{node:x}")
+    def _compare(self, own: Any, hashes: dict[int, Any], node: int, answer: Any) -> None:
+        """Compare when all have answered. `hashes`: by member; None for one that has not yet."""
+        del hashes[node]
+        if not isinstance(answer, EtcdError):
+            self.comparisons += 1
+            other = proto.HashKVResponse.decode(answer)
+            if other.compact_revision == own.compact_revision:
+                hashes[node] = other.hash
+        elif answer.name == "Corrupt":  # Its damage does not spread: the others may write.
+            what = "a member cannot read its own data; see 'A disk returns wrong data' in the "
+            log.error(what + "documentation", remote_peer_id=f"{node:x}")
+        if None in hashes.values():
             return
-        self.comparisons += 1
-        other = proto.HashKVResponse.decode(answer)
-        if _differ(other, own):
-            at = f"at revision {own.hash_revision}"
-            why = f"{at} its hash is {other.hash}, the leader's {own.hash}"
-            log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
-            if self._raft.role == LEADER:
-                self._state.alarms.raise_alarm(node, CORRUPT)
+        hashes[self._state.identity.member_id] = own.hash
+        right, count = Counter(hashes.values()).most_common(1)[0]
+        if 2 * count <= len(self._others.nodes) + 1:
+            right = own.hash
+        for node, found in hashes.items():
+            if found != right:
+                why = f"at revision {own.hash_revision} its hash is {found}, that of others {right}"
+                log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
+                if self._raft.role == LEADER:
+                    self._state.alarms.raise_alarm(node, CORRUPT)
 
 
 class InitialCheck:

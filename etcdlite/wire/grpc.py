@@ -585,8 +585,7 @@ class GrpcSession(http2.Connection, ClientSession):
         stream = self._close(request_id)
         if stream is None:
             return
-        rpc = stream.request.rpc
-        rpc.handling_s.observe(self.member.clock() - stream.began)
+        stream.request.rpc.handling_s.observe(self.member.clock() - stream.began)
         if not stream.headers_sent:
             self.send_headers(stream, _HEADER_BLOCK)
         self.finish(stream, _OK_BLOCK)

@@ -159,5 +159,4 @@ class Opening(Session):
         elif self._only_http:
             self.found = "http"
         elif len(first) >= SNIFF_BYTES:
-            is_grpc = PREFACE.startswith(first[: len(PREFACE)])
-            self.found = "grpc" if is_grpc else "http"
+            self.found = "grpc" if PREFACE.startswith(first[: len(PREFACE)]) else "http"
