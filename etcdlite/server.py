@@ -309,8 +309,8 @@ class Server:
             return
         if check.difference:
             raise datadir.StartError(
-                f"this member's data differs from the others': {check.difference}. Remove this "
-                "member, empty its data directory, and add it again"
+                f"this member's data differs from the others': {check.difference}. If this one is "
+                "wrong, remove this member, empty its data directory, and add it again"
             )
         self.listeners.accept(CLIENTS, HTTP)
         addresses = [format_address(host, port) for host, port in self.listeners.addresses]

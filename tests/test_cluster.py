@@ -836,6 +836,7 @@ def test_a_member_that_starts_with_other_data_finds_it_out(cluster: Cluster) -> 
         assert not check.is_over
         world.run_until(lambda check=check: check.is_over)  # type: ignore[misc]
         assert bool(check.difference) == wrong
+        assert ("endpoint hashkv --cluster" in check.difference) == wrong, "which of two is wrong?"
         if wrong:
             node.crash()
             node.start()

@@ -228,8 +228,8 @@ class InitialCheck:
         other, own = proto.HashKVResponse.decode(answer), self._own
         if _differ(other, own):
             self.difference = (
-                f"at revision {own.hash_revision} its hash is {own.hash}, that of member "
-                f"{node:x} {other.hash}"
+                f"at revision {own.hash_revision} its hash is {own.hash}, that of member {node:x} "
+                f"{other.hash} ('etcdlite-ctl endpoint hashkv --cluster' shows if the others agree)"
             )
 
 
