@@ -6,8 +6,8 @@ Its owner
 
 - gives it input: requests (through `wire/api.py`), bytes from other members (through `peer.py`),
   and a `tick` per heartbeat interval;
-- then calls `turn`, which proposes, applies and answers for about one time slice, and `maintain`,
-  which does a slice of background work;
+- then calls `begin_turn`, which proposes, `proceed`, which applies and answers for about one time
+  slice, and `maintain`, which does a slice of background work;
 - appends the result of `take_saves` to the write-ahead log, in order, and then calls `persisted`;
 - runs the result of `take_task`, in a thread if it likes, and then calls `finished`;
 - runs the results of `logins.take` in threads, and then calls `logins.finished`;
@@ -441,8 +441,13 @@ class Member:
     # A turn.
 
     def turn(self) -> None:
-        """Propose, apply and answer; long work advances by one slice."""
+        """Propose, apply and answer: both halves of a turn, for an owner that saves afterwards."""
         now = self.clock()
+        self.begin_turn(now)
+        self.proceed(now)
+
+    def begin_turn(self, now: float) -> None:
+        """Propose, and take what consensus has ready, to be saved and sent before `proceed`."""
         reads = self.reads
         if now >= self.leadership.wakes_at:
             self.leadership.act(now)
@@ -455,13 +460,11 @@ class Member:
             self.leadership.send_commit_at = math.inf
         if reads.new:
             reads.begin_round(self.needs_no_round)
-        self.proceed(now)
-        if self.hub.has_work:
-            self.hub.run(self.slice_is_over)
+        while self.raft.has_ready:
+            self._take_ready(self.raft.ready())
 
     def proceed(self, now: float) -> None:
-        """Take what consensus has ready, apply and answer. `now`: what `clock` says. The owner may
-        call this after `persisted`, too, to answer at once what is durable now."""
+        """Apply and answer what is committed and durable; long work advances by one slice."""
         self._slice_ends_at = now + SLICE_S
         raft = self.raft
         while raft.has_ready:
@@ -483,6 +486,8 @@ class Member:
             else:
                 self._slice_ends_at = self.clock() + SLICE_S
                 reads.serve_beside(self._applied_entry, self._applied_term)
+        if self.hub.has_work:
+            self.hub.run(self.slice_is_over)
 
     def maintain(self, has_input: Callable[[], bool] = lambda: False) -> None:
         """Do a slice of background work. Called after the output of `turn` was sent. `has_input`:

@@ -249,12 +249,15 @@ class Server:
         if now >= self._next_tick:
             self._tick(now)
         member.hub.tick(now)
-        member.turn()
+        member.begin_turn(now)
+        if (saves := member.take_saves()) and self._save_now(saves):
+            saves = []
+        member.proceed(clock())
         if not self._serves:
             self._serve_if_checked()
         elif not self._is_ready:
             self._become_ready()
-        self._give_work()
+        self._give_work(saves)
         if member.peers.links:
             self._dial_peers(now)
         connections.produce()
@@ -348,10 +351,10 @@ class Server:
             self._log_thread.taken(result)
             self.member.persisted(result)
 
-    def _give_work(self) -> None:
+    def _give_work(self, saves: Sequence[Ready] = ()) -> None:
         member = self.member
-        if saves := member.take_saves():
-            self._save(saves)
+        if saves := [*saves, *member.take_saves()]:
+            self._log_thread.save(saves)
         while (job := member.logins.take()) is not None:
             threads.start_login(job, self._reports(member.logins.finished))
 
@@ -363,34 +366,29 @@ class Server:
             member.maintenance.released = None
             self._log_thread.release(*released, min(released[0], member.log_begin))
 
-    def _save(self, saves: list[Ready]) -> None:
-        """Save in the log thread, or here if it is quick, no input waits, and the turn has time."""
-        member, thread = self.member, self._log_thread
+    def _save_now(self, saves: list[Ready]) -> bool:
+        """Save before anything is applied, because the other members wait for it, if that is quick
+        and no input waits. If not, the log thread saves later: beside it, applying is slower."""
+        member, thread, connections = self.member, self._log_thread, self.connections
         thread.is_alone = not member.peers.links
-        if (
-            member.metrics.proposals_pending > QUICK_WRITES
-            or member.slice_is_over()
-            or self.connections.have_unread
-            or not thread.is_quick(saves)
-        ):
-            thread.save(saves)
-            return
         if not thread.is_alone:
             # Appends leave first, so that the other members save at the same time.
-            self.connections.send_output(to_clients=False)
-        took_s = thread.save_now(saves)
-        if took_s is None:
-            thread.save(saves)
-            return
+            connections.send_output(to_clients=False)
+        if (
+            member.metrics.proposals_pending > QUICK_WRITES
+            or member.is_applying
+            or connections.have_unread
+            or not thread.is_quick(saves)
+            or (took_s := thread.save_now(saves)) is None
+        ):
+            return False
         if took_s > threads.QUICK_SYNC_S:
             self._look_for_stall(time.monotonic())  # Before the renewals that are answered now.
-            if self.connections.are_from_clients(self._selector.select(0)):
+            if connections.are_from_clients(self._selector.select(0)):
                 thread.record_request(took_s)
         member.persisted(saves)
-        if member.raft.has_ready:
-            member.proceed(member.clock())
-            if saves := member.take_saves():
-                thread.save(saves)
+        connections.send_output(to_clients=False)  # A follower's acknowledgement.
+        return True
 
     def _reports(self, handle: Callable[[Any], None]) -> Callable[[Any], None]:
         """For a thread: calls `handle` in the loop with what the thread reports."""
@@ -422,15 +420,13 @@ class Server:
         if self._must_reload:
             self._must_reload = False
             self._reload_log()
-        is_waiting = self._serves and not self._is_ready
-        if is_waiting and not log.limited("waiting for a leader", 0.1):
+        if self._serves and not self._is_ready and not log.limited("waiting for a leader", 0.1):
             missing = self.member.leadership.missing_voters()
             if missing or self.member.raft.leader:
                 service_manager.extend_start(missing or "catching up with the leader")
         if self.member.rollback.refusal and self._stopping_since is None:
             raise datadir.StartError(self.member.rollback.refusal.removeprefix("etcdlite: "))
-        removed_since = self.member.removal.since
-        if removed_since is not None and now - removed_since > REMOVED_S:
+        if (since := self.member.removal.since) is not None and now - since > REMOVED_S:
             self._leave()
         if now >= self._next_session_tick:
             self._next_session_tick = now + SESSION_TICK_S
@@ -505,16 +501,15 @@ class Server:
         channel = self._channels.accept(purpose, url, address[0])
         site = self._sites.get(purpose)
         on_output = self.connections.dirty.append
+        session: Accepted | Opening
         if site is None:
             session = Accepted(self.member, on_output, address[0], self._addresses)
             session.channel = channel
-            connection = Connection(sock, address[0], peer, None, session, channel)
         else:
             wants_secret = channel is None and self._channels.client_secret is not None
-            opening = Opening(on_output, time.monotonic, purpose != CLIENTS, wants_secret)
-            opening.client = peer
-            connection = Connection(sock, address[0], peer, site, opening, channel)
-        self.connections.add(connection)
+            session = Opening(on_output, time.monotonic, purpose != CLIENTS, wants_secret)
+            session.client = peer
+        self.connections.add(Connection(sock, address[0], peer, site, session, channel))
 
     # Stopping.
 

@@ -93,6 +93,20 @@ def test_a_write_is_answered_when_it_is_durable_and_not_before(rig: MemberRig) -
     assert rig.answers[write].header.revision == 2
 
 
+def test_a_write_can_be_saved_before_the_one_before_it_is_applied(rig: MemberRig) -> None:
+    """The other members wait for what is saved, and hardly ever for what is applied."""
+    first = rig.send(PutRequest(key=b"a", value=b"1"))
+    rig.member.turn()
+    saves = rig.member.take_saves()
+    rig.wal.save_all(saves)
+    rig.member.persisted(saves)
+    rig.send(PutRequest(key=b"a", value=b"2"))
+    rig.member.begin_turn(rig.now)
+    assert rig.member.take_saves() and first not in rig.answers
+    rig.member.proceed(rig.now)
+    assert rig.answers[first].header.revision == 2
+
+
 def test_writes_that_come_together_are_one_entry_and_a_revision_each(rig: MemberRig) -> None:
     last = rig.member.raft.log.last
     writes = [rig.send(PutRequest(key=b"a", value=b"%d" % n)) for n in range(5)]

@@ -244,7 +244,7 @@ def test_a_save_of_the_caller_that_finds_no_space_is_left_to_the_thread_which_wa
     saves, server = save(), SimpleNamespace(_log_thread=thread)
     server.member = SimpleNamespace(
         metrics=SimpleNamespace(proposals_pending=0),
-        slice_is_over=bool,
+        is_applying=False,
         peers=SimpleNamespace(links={}),
     )
     server.connections = SimpleNamespace(have_unread=False)
@@ -256,7 +256,10 @@ def test_a_save_of_the_caller_that_finds_no_space_is_left_to_the_thread_which_wa
         return took_s
 
     thread.save_now = try_to_save
-    Server._save(server, saves)  # type: ignore[arg-type]
+    assert not Server._save_now(server, saves)  # type: ignore[arg-type]
+    server.member.take_saves = list
+    server.member.logins = SimpleNamespace(take=lambda: None)
+    Server._give_work(server, saves)  # type: ignore[arg-type]
     assert thread.reported.acquire(timeout=60)
     assert thread.results == [saves] and log.saved == saves
 
@@ -266,25 +269,66 @@ def save_in_loop(log, thread, saves: list[Ready], lessor: Lessor, ready: list[An
     calls: list[Any] = []
     member = SimpleNamespace(
         metrics=SimpleNamespace(proposals_pending=0),
-        slice_is_over=bool,
-        raft=SimpleNamespace(has_ready=True),
+        is_applying=False,
         peers=SimpleNamespace(links={}),
-        clock=log.perf_counter,
         state=SimpleNamespace(lessor=lessor),
         persisted=calls.append,
-        proceed=lambda now: calls.append("proceed"),
-        take_saves=list,
     )
-    connections = SimpleNamespace(have_unread=False, are_from_clients=bool)
+    connections = SimpleNamespace(
+        have_unread=False, are_from_clients=bool, send_output=lambda to_clients: None
+    )
     selector = SimpleNamespace(select=lambda timeout_s: ready)
     server = SimpleNamespace(
         member=member, _log_thread=thread, connections=connections, _selector=selector
     )
     server._look_for_stall = lambda now: calls.append("leases")
-    Server._save(server, saves)  # type: ignore[arg-type]
+    assert Server._save_now(server, saves)  # type: ignore[arg-type]
     # A renewal may wait for the save: the leases get the time back before it is answered.
     looks = ["leases"] if log.sync_s > QUICK_SYNC_S else []
-    assert calls == [*looks, saves, "proceed"] and log.saved[-len(saves) :] == saves
+    assert calls == [*looks, saves] and log.saved[-len(saves) :] == saves
+
+
+def test_a_follower_acknowledges_before_it_applies_what_was_committed_before(log, thread):
+    calls: list[Any] = []
+    saves = [save()]
+    member = SimpleNamespace(
+        metrics=SimpleNamespace(proposals_pending=0, turn_s=SimpleNamespace(observe=float)),
+        hub=SimpleNamespace(tick=float),
+        peers=SimpleNamespace(links={2: None}),
+        has_urgent_work=True,
+        is_applying=False,
+        take_saves=lambda: saves.pop() if saves else [],
+        persisted=lambda some: calls.append("durable"),
+        begin_turn=float,
+        proceed=lambda now: calls.append("apply"),
+        maintain=lambda has_input: None,
+    )
+    connections = SimpleNamespace(
+        have_work=False,
+        have_unread=False,
+        serve=lambda ready, began: None,
+        send_output=lambda to_clients=True: calls.append("send to all" if to_clients else "send"),
+        produce=lambda: None,
+    )
+    server = SimpleNamespace(
+        member=member,
+        connections=connections,
+        _log_thread=thread,
+        _selector=SimpleNamespace(select=lambda timeout_s: []),
+        _look_for_stall=lambda now, waited_s=0.0: None,
+        _results=[],
+        _signal=0,
+        _next_tick=math.inf,
+        _serves=True,
+        _is_ready=True,
+        _save_now=lambda saves: Server._save_now(server, saves),  # type: ignore[arg-type]
+        _give_work=lambda saves: calls.append(saves),
+        _dial_peers=lambda now: None,
+        _give_disk_work=lambda: None,
+    )
+    Server._turn(server)  # type: ignore[arg-type]
+    assert calls == ["send", "durable", "send", "apply", [], "send to all"]
+    assert len(log.saved) == 1
 
 
 @pytest.mark.parametrize("waited_s", [0.0, 0.25])

@@ -776,15 +776,19 @@ class Node:
             return
         self._looks = 0
         member = self.member
-        member.turn()
+        now = member.clock()
+        member.begin_turn(now)
         saves = member.take_saves()
         if saves and self._is_quick(saves):
             if self._dirty:
                 self._flush()  # The other members save in the meantime.
             self.wal.save_all(saves)
             member.persisted(saves)
-            member.proceed(member.clock())
-            saves = member.take_saves()
+            if self._dirty:
+                self._flush()
+            saves, now = [], member.clock()
+        member.proceed(now)
+        saves += member.take_saves()
         if saves:
             self._saves += saves
             self._sync()
@@ -827,7 +831,7 @@ class Node:
         return (
             not self._saves
             and not self._is_syncing
-            and not self.member.has_urgent_work
+            and not self.member.is_applying
             and all(save.snapshot is None for save in saves)
             and world.quick_rng.random() < world.quick_saves
         )
