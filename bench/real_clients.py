@@ -222,6 +222,14 @@ def measure(group: Group, workload: Workload, program: str | None, share: float)
     ]
 
 
+def order(names: list[str], number: int) -> list[str]:
+    """Who is measured first, second, and so on in a round: after as many rounds as there are names
+    each had every place once. The next ones have the reverse order, for who follows whom."""
+    turns, place = divmod(number, len(names))
+    rotated = names[place:] + names[:place]
+    return rotated[::-1] if turns % 2 else rotated
+
+
 def compare(
     trees: dict[str, str], workloads: Sequence[Workload], rounds: int, share: float, folder: str
 ) -> Found:
@@ -237,12 +245,11 @@ def compare(
         some = [workload for workload in workloads if workload.members == members]
         for number in range(rounds if some else 0):
             with contextlib.ExitStack() as stack:
-                # The order changes from round to round.
                 groups = {
                     name: stack.enter_context(
                         Group(name, os.path.join(folder, f"data of {name}"), members, trees[name])
                     )
-                    for name in list(trees)[:: -1 if number % 2 else 1]
+                    for name in order(list(trees), number)
                 }
                 for workload in some:
                     for name, group in groups.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,13 @@ def test_a_change_of_instructions_shows_at_each_percentile():
     assert not has_changed("put", [5413, 5413, 5413], [5259, 5413, 5413])
     assert not has_changed("put", [5437, 5509, 5509], [5509, 5437, 5437])
     assert not has_changed("3 members: range", [10080, 10786, 10786], [10074, 10200, 10300])
+
+
+def test_each_server_has_every_place_in_the_order_and_follows_every_other():
+    names = ["now", "before", "etcd"]
+    orders = [real_clients.order(names, number) for number in range(6)]
+    for place in range(3):
+        assert sorted(order[place] for order in orders[:3]) == sorted(names)
+    pairs = {pair for order in orders for pair in itertools.pairwise(order)}
+    assert len(pairs) == 6
+    assert [real_clients.order(names[:2], number)[0] for number in range(2)] == names[:2]
