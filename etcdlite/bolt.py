@@ -308,8 +308,7 @@ class Reader:
                 if len(data) < ELEMENT_BYTES + _META.size + _U64.size:
                     continue
                 meta = data[ELEMENT_BYTES : ELEMENT_BYTES + _META.size]
-                fields = _META.unpack(meta)
-                magic, version, size, _, root, _, _, pages, transaction = fields
+                magic, version, size, _, root, _, _, pages, transaction = _META.unpack(meta)
                 if magic != MAGIC:
                     continue
                 if _U64.unpack(data[-_U64.size :])[0] != _fnv1a(meta):

@@ -152,8 +152,7 @@ class Lessor:
             # The previous leader may have told a client that it has this time. But `expired` has
             # returned a lease that is scheduled after its deadline: its revoke is on its way.
             if self.promoted and self._timed(lease_id).scheduled <= lease.deadline:
-                deadline = self._start + (remaining_ttl_s or lease.ttl_s)
-                lease.deadline = max(lease.deadline, deadline)
+                lease.deadline = max(lease.deadline, self._start + (remaining_ttl_s or lease.ttl_s))
 
     def encode(self, lease_id: int) -> bytes:
         """The lease's record for the data file. Raises LeaseNotFound."""

@@ -112,8 +112,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self.listeners = Listeners(settings, self._selector, self._accepted)
         handshakes = Handshakes(self._reports(lambda stepped: self.connections.stepped(stepped)))
-        places = self.listeners.places
-        self.connections = Connections(settings, self._selector, places, handshakes)
+        self.connections = Connections(settings, self._selector, self.listeners.places, handshakes)
         self._sites: dict[str, Site] = {}
         """By purpose of the listener."""
         self._results: deque[Callable[[], None]] = deque()

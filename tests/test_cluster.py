@@ -512,6 +512,44 @@ def test_a_member_believes_a_quorum_of_the_others_that_it_was_removed(
         assert (member.removal.since is not None) == (number >= needed)
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_member_removed_while_it_was_paused_stops_though_few_can_say_so(
+    cluster: Cluster, is_replaced: bool
+) -> None:
+    """When it goes on, its leader of before seems to live, and one of those it knows is gone."""
+    client, world = cluster.client, cluster.world
+    away, other = cluster.followers
+    away.pause()
+    world.run(6)
+    client.ask(cluster.leader, "Cluster.MemberRemove", ID=away.member_id)
+    if is_replaced:
+        joined = cluster.add("m4", is_learner=True)
+        cluster.agree(cluster.leader, other, joined)
+        world.run(6)
+        client.ask(cluster.leader, "Cluster.MemberPromote", ID=joined.member_id)
+        world.run(6)
+        client.ask(cluster.leader, "Cluster.MemberRemove", ID=other.member_id)
+        world.run_until(lambda: not other.is_up)
+    else:
+        other.crash()
+    away.resume()
+    world.run_until(lambda: not away.is_up)
+
+
+def test_a_claim_that_is_known_to_be_wrong_is_not_counted(cluster: Cluster) -> None:
+    world, leader = cluster.world, cluster.leader
+    member, wrong = cluster.followers[0].member, cluster.followers[1]
+    member.on_removed(wrong.member_id)
+    world.run(5)  # A leader without a quorum would not last so long.
+    wrong.crash()
+    leader.crash()
+    world.run(3)
+    member.on_removed(wrong.member_id)
+    assert member.removal.since is None
+    member.on_removed(leader.member_id)
+    assert member.removal.since > member.clock() + 2, "only one says it that may be right"
+
+
 def test_members_that_are_replaced_again_and_again_leave_nothing_behind(cluster: Cluster) -> None:
     client, world = cluster.client, cluster.world
     world.run(6)

@@ -81,8 +81,7 @@ def txn(session: Session) -> None:
         success = requests.read_block(lines, requests.parse_request)
         _prompt(session, "failure requests (get, put, del):")
         failure = requests.read_block(lines, requests.parse_request)
-    response = session.ask("KV.Txn", compare=compare, success=success, failure=failure)
-    session.show("txn", response)
+    session.show("txn", session.ask("KV.Txn", compare=compare, success=success, failure=failure))
 
 
 def _prompt(session: Session, text: str) -> None:
@@ -175,8 +174,7 @@ def member_list(session: Session) -> None:
     consistency = session.flags["consistency"]
     if consistency not in ("l", "s"):
         raise Failure(f'unknown consistency flag "{consistency}"', EXIT_BAD_FEATURE)
-    response = session.ask("Cluster.MemberList", linearizable=consistency == "l")
-    session.show("member_list", response)
+    session.show("member_list", session.ask("Cluster.MemberList", linearizable=consistency == "l"))
 
 
 def _peer_urls(session: Session) -> list[str]:

@@ -52,8 +52,7 @@ class Command(NamedTuple):
 
     @property
     def name(self) -> str:
-        words = itertools.takewhile(lambda word: word[0] not in "<[", self.usage.split())
-        return " ".join(words)
+        return " ".join(itertools.takewhile(lambda word: word[0] not in "<[", self.usage.split()))
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

@@ -196,8 +196,7 @@ def watch(session: Session) -> None:
     watcher = Watcher(session, session.flags["interactive"])
     if session.flags["interactive"]:
         _watch_interactively(watcher)
-    parsed = parse_watch(session.arguments, session.before_dashes, session.flags, os.environ)
-    watcher.add(parsed)
+    watcher.add(parse_watch(session.arguments, session.before_dashes, session.flags, os.environ))
     watcher.run()
 
 

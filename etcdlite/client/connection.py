@@ -229,8 +229,7 @@ class ClientConnection:
 
     def _add(self, ticket: Ticket, flags: int, body: bytes) -> None:
         if self._open.get(ticket.request_id) is ticket:
-            frame = frames.frame(ticket.request_id, ticket.method.number, flags, body)
-            self._output.append(frame)
+            self._output.append(frames.frame(ticket.request_id, ticket.method.number, flags, body))
 
     def cancel(self, ticket: Ticket, now_s: float) -> bool:
         """Give up a request. False if its end has been received already."""

@@ -89,19 +89,21 @@ class Removal:
         self._state = state
         self._raft = raft
         self._patience_s = LEADER_TIMEOUTS * options.election_timeout_s
+        self._patience_ticks = LEADER_TIMEOUTS * raft.config.election_ticks
         self.since: float | None = None
         """When this member learned it; its owner must stop it then. It may be in the future."""
-        self._claims: dict[int, bool] = {}
-        """Who says so; True: while there was a leader, so that one is a second cluster."""
+        self._claims: dict[int, int] = {}
+        """Who says so, and for how many ticks there was a leader since. One without a quorum lasts
+        for fewer than `_patience_ticks`: after these, it is a second cluster that says so."""
 
     def claimed(self, node: int) -> None:
         """Another member says that this one was removed."""
         voters, now = self._raft.voters, self._state.clock()
-        had_leader = self._claims.get(node, False) or self._raft.has_live_leader
-        self._claims[node] = had_leader
-        if 2 * len(voters - self._claims.keys()) <= len(voters):
+        self._claims.setdefault(node, 0)
+        believed = {one for one, ticks in self._claims.items() if ticks < self._patience_ticks}
+        if 2 * len(voters - believed) <= len(voters):
             self.since = min(self.since or math.inf, now)
-        elif had_leader:
+        elif node not in believed or self._raft.has_live_leader:
             what = "a member says that this one was removed; this one had a leader and goes on"
             log.warn(what, f"removed by {node:x}", 0.1, remote_peer_id=f"{node:x}")
         elif self.since is None:
@@ -110,5 +112,9 @@ class Removal:
     def tick(self) -> None:
         """While a leader is heard, this member goes on, unless it has applied its removal."""
         own_id, members = self._state.identity.member_id, self._state.membership.members
-        if self._raft.has_live_leader and own_id in members:
+        has_leader = self._raft.has_live_leader and own_id in members
+        if has_leader:
             self.since = None
+        for node, ticks in self._claims.items():
+            if ticks < self._patience_ticks:
+                self._claims[node] = has_leader * (ticks + 1)

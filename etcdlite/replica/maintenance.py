@@ -175,8 +175,7 @@ class Maintenance:
                 if self._compaction_began is None:
                     self._compaction_began = began
                 dropped = store.compact_step()
-                pause_s = state.clock() - began
-                state.metrics.compaction_pause_ms.observe(pause_s * 1000)
+                state.metrics.compaction_pause_ms.observe((state.clock() - began) * 1000)
                 if dropped is None:
                     self._compaction_finished()
                 else:

@@ -674,8 +674,7 @@ class LeaderCall(_ScriptedCall):
 class ResignCall(_ScriptedCall):
     def run(self, request: proto.ResignRequest) -> Script:
         leader = _leader_of(request)
-        txn = _if_created(leader.key, leader.rev, success=[_delete(leader.key)])
-        done = yield _Ask(TXN, txn)
+        done = yield _Ask(TXN, _if_created(leader.key, leader.rev, success=[_delete(leader.key)]))
         yield proto.ResignResponse(header=done.header)
 
 
