@@ -284,6 +284,13 @@ def test_a_service_is_confined(name):
     assert float(found[1]) <= MAX_EXPOSURE, done.stdout
 
 
+@pytest.mark.parametrize("name", ["etcdlite.service", "etcdlite@.service"])
+def test_a_member_that_ends_before_it_is_ready_because_it_was_removed_is_not_started_again(name):
+    """To systemd an end with status 0 is a failure while it waits for readiness."""
+    text = (PACKAGING / "systemd" / name).read_text()
+    assert re.search("(?m)^RestartPreventExitStatus=(.*)", text)[1].split() == ["0", "2"]
+
+
 def test_an_upgrade_does_not_ask_about_the_configuration():
     lines = (PACKAGING / "debian" / "etcdlite.install").read_text().splitlines()
     assert not any(line.split()[-1].startswith("etc") for line in lines), "it would be a conffile"
