@@ -836,6 +836,45 @@ def test_the_member_that_differs_from_the_majority_is_found(cluster: Cluster, le
         client.put(cluster.leader, b"k")
 
 
+@pytest.mark.parametrize("leads", [False, True])
+def test_without_a_majority_no_member_is_called_wrong(
+    cluster: Cluster, leads: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One of two is wrong, and nobody can tell which: an operator might replace the right one."""
+    cluster.client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    down, other = cluster.followers
+    down.crash()
+    bad = cluster.leader if leads else other
+    bad.member.state.store.data.read = _misread(bad.member.state.store.data.read)
+    cluster.leader.member.hash_check.interval_s = 10.0
+    cluster.world.run(15)
+    assert list(cluster.leader.member.state.alarms) == [(0, CORRUPT)]
+    lines = capfd.readouterr().err.splitlines()
+    line = next(line for line in lines if "found data inconsistency" in line)
+    assert all(f" at {node.member_id:x}" in line for node in (cluster.leader, other))
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_a_difference_from_one_that_returned_is_judged_by_all(
+    cluster: Cluster, leads: bool
+) -> None:
+    cluster.client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    returned = cluster.followers[0]
+    returned.crash()
+    cluster.world.run(3)
+    returned.start()
+    bad = cluster.leader if leads else returned
+    bad.member.state.store.data.read = _misread(bad.member.state.store.data.read)
+    cluster.world.run(8)
+    assert list(cluster.leader.member.state.alarms) == [(bad.member_id, CORRUPT)]
+
+
+def _misread(read: Callable[..., bytes]) -> Callable[..., bytes]:
+    return lambda *where: read(*where).replace(b"right", b"wrong")
+
+
 def test_a_member_whose_disk_fails_does_not_stop_the_writes_of_the_cluster(
     cluster: Cluster,
 ) -> None:

@@ -118,7 +118,7 @@ class Facts(NamedTuple):
 
     def name_of(self, member_id: int) -> str:
         names = (seen.name for seen in self.members if seen.member_id == member_id)
-        return next(names, f"{member_id:x}")
+        return next(names, f"{member_id:x}" if member_id else "the cluster")
 
 
 _Findings = Iterator[tuple[int, str, str, str, str]]
@@ -387,15 +387,14 @@ def _alarms(facts: Facts) -> _Findings:
     effects = {
         "NOSPACE": ("writes are refused", "make space, then etcdlite-ctl alarm disarm"),
         "CORRUPT": (
-            "its data differs from the others', and writes are refused",
+            "the data of the members differs, and writes are refused",
             "find the member that is wrong, replace it, then etcdlite-ctl alarm disarm",
         ),
     }
     found = set()
     for seen in facts.answering:
         for text in seen.status.errors:
-            alarm = _ALARM.fullmatch(text)
-            if alarm is not None:
+            if alarm := _ALARM.fullmatch(text):
                 found.add((int(alarm[1] or 0), alarm[2]))
             elif text.startswith("etcdlite: ") and seen.status.leader:
                 yield (ERROR, seen.name, text.removeprefix("etcdlite: "),

@@ -2,9 +2,9 @@
 
 What is applied is the same on every member, so two members that differ mean a fault of the program,
 of the memory or of a disk. The member that differs from a majority is named in a CORRUPT alarm,
-which stops writes until an operator decides (as in etcd). Without a majority, which of the two is
-right cannot be told from here: it is the one that differs from the leader. A member that cannot
-read its own data is named in the log alone: its checksums keep the damage from others.
+which stops writes until an operator decides (as in etcd). Without a majority of all members, which
+of them is wrong cannot be told, and the alarm is that of member 0, the whole cluster. A member that
+cannot read its own data is named in the log alone: its checksums keep the damage from others.
 
 A check takes the leader's revision, hashes its state there, and asks every other member for its
 hash at that revision. Answers that cannot be compared say nothing: the member is behind, or has
@@ -127,8 +127,7 @@ class HashCheck:
             return
         if now >= self._next_at and not self._is_running:
             self._next_at = now + (self.interval_s or math.inf)
-            nodes = [node for node in self._others.nodes if node not in self._raft.learners]
-            if nodes:
+            if nodes := [node for node in self._others.nodes if node not in self._raft.learners]:
                 self._begin(state.store.revision, nodes)
         if self._returned:
             self._check_returned(now)
@@ -148,12 +147,15 @@ class HashCheck:
             return
         own = proto.HashKVResponse.decode(answer)
         body = proto.HashKVRequest(revision=revision).encode()
-        hashes: dict[int, Any] = {node: None for node in nodes if node in self._others.nodes}
-        for node in list(hashes):
-            done = partial(self._compare, own, hashes, node)
+        nodes = [node for node in nodes if node in self._others.nodes]
+        hashes = {**dict.fromkeys(nodes), self._state.identity.member_id: own.hash}
+        for node in nodes:
+            done = partial(self._compare, own, nodes, hashes, node)
             self._others.ask(node, HASH_KV, body, done, ANSWER_TIMEOUT_S)
 
-    def _compare(self, own: Any, hashes: dict[int, Any], node: int, answer: Any) -> None:
+    def _compare(
+        self, own: Any, nodes: list[int], hashes: dict[int, Any], node: int, answer: Any
+    ) -> None:
         """Compare when all have answered. `hashes`: by member; None for one that has not yet."""
         del hashes[node]
         if not isinstance(answer, EtcdError):
@@ -166,16 +168,21 @@ class HashCheck:
             log.error(what + "documentation", remote_peer_id=f"{node:x}")
         if None in hashes.values():
             return
-        hashes[self._state.identity.member_id] = own.hash
-        right, count = Counter(hashes.values()).most_common(1)[0]
+        (right, count), *wrong = Counter(hashes.values()).most_common()
+        if not wrong:
+            return
+        differing = [node for node, found in hashes.items() if found != right]
         if 2 * count <= len(self._others.nodes) + 1:
-            right = own.hash
-        for node, found in hashes.items():
-            if found != right:
-                why = f"at revision {own.hash_revision} its hash is {found}, that of others {right}"
-                log.error("found data inconsistency with peer", why=why, remote_peer_id=f"{node:x}")
-                if self._raft.role == LEADER:
-                    self._state.alarms.raise_alarm(node, CORRUPT)
+            if len(nodes) < len(self._others.nodes):  # The rest may be a majority.
+                self._begin(self._state.store.revision, list(self._others.nodes))
+                return
+            differing = [0]
+        shown = ", ".join(f"{found} at {node:x}" for node, found in hashes.items())
+        what = "found data inconsistency with peers; see 'Members that differ' in the documentation"
+        log.error(what, why=f"the hashes of revision {own.hash_revision} are {shown}")
+        if self._raft.role == LEADER:
+            for node in differing:
+                self._state.alarms.raise_alarm(node, CORRUPT)
 
 
 class InitialCheck:
@@ -226,13 +233,9 @@ class InitialCheck:
         if isinstance(answer, EtcdError):
             return  # It is behind, or has compacted differently: nothing can be said.
         other, own = proto.HashKVResponse.decode(answer), self._own
-        if _differ(other, own):
+        # After different compactions, nothing can be said.
+        if other.compact_revision == own.compact_revision and other.hash != own.hash:
             self.difference = (
                 f"at revision {own.hash_revision} its hash is {own.hash}, that of member {node:x} "
                 f"{other.hash} ('etcdlite-ctl endpoint hashkv --cluster' shows if the others agree)"
             )
-
-
-def _differ(one: proto.HashKVResponse, other: proto.HashKVResponse) -> bool:
-    """Two members differ. After different compactions, nothing can be said."""
-    return one.compact_revision == other.compact_revision and one.hash != other.hash
