@@ -132,7 +132,7 @@ class Member:
         self.background = Background(self.reads, self.maintenance, self.leases, self.metrics, clock)
         self.hash_check = HashCheck(state, raft, self.peers, self.reads.read_now)
         self.forced = ForcedCluster(state, raft, self.writes, self.maintenance, options)
-        self.removal = Removal(state, raft, options)
+        self.removal = Removal(state, raft, self.peers.is_open, options)
         self.reachability = Reachability(state, options, self.peers.is_called_by, self.run_task)
         self.catch_up = CatchUp(state, raft, self.identity)
         self.restoring = Restoring(state, self.run_task, self._restored)

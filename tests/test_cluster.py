@@ -1143,6 +1143,27 @@ def test_a_member_that_is_forced_beside_a_living_majority_hears_no_leader_but_it
     cluster.client.put(cluster.leader, b"k")
 
 
+@pytest.mark.parametrize("down_s", [3.0, 3.4, 3.8])
+def test_a_quorum_beside_a_forced_member_goes_on_though_its_leader_restarts_at_once(
+    cluster: Cluster, down_s: float
+) -> None:
+    """There was no time to see that the claim of the forced one is wrong."""
+    world, leader = cluster.world, cluster.leader
+    forced, other = cluster.followers
+    world.partition([leader.name, other.name], [forced.name])
+    forced.crash()
+    forced.start(force_new_cluster=True)
+    world.run_until(lambda: forced.member.forced.is_done)
+    world.heal()
+    world.run(0.5)
+    leader.crash()
+    world.run(down_s)
+    leader.start()
+    world.run(10)
+    assert leader.is_up and other.is_up
+    world.run_until(lambda: leader.member.leads or other.member.leads)
+
+
 @pytest.mark.parametrize("led", [True, False])
 def test_a_member_that_is_forced_while_a_leader_lives_changes_nothing_and_stops(
     cluster: Cluster, led: bool

@@ -588,8 +588,7 @@ def pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iter
     the key `after`."""
     limit = 64
     while True:
-        request = _range(prefix, after, limit=limit, revision=revision)
-        response = client.call("KV.Range", request)
+        response = client.call("KV.Range", _range(prefix, after, limit=limit, revision=revision))
         revision = revision or part(response).revision
         yield from response.kvs
         if not response.more or not response.kvs:

@@ -323,11 +323,8 @@ def _optional_key_value(kv: proto.KeyValue | None) -> KeyValue | None:
 
 def _event(event: proto.Event) -> Event:
     kv = event.kv if event.kv is not None else proto.KeyValue()
-    return Event(
-        "DELETE" if event.type == proto.Event.DELETE else "PUT",
-        _key_value(kv),
-        _optional_key_value(event.prev_kv),
-    )
+    before = _optional_key_value(event.prev_kv)
+    return Event("DELETE" if event.type == proto.Event.DELETE else "PUT", _key_value(kv), before)
 
 
 def _member(member: proto.Member) -> Member:

@@ -13,6 +13,7 @@ must go on (`Removal`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from etcdlite import log, proto
 from etcdlite.methods import MEMBER_CHANGE
@@ -85,9 +86,13 @@ class Removal:
 
     A quorum of the others is right. Fewer may be right, too: the rest may be down, or removed."""
 
-    def __init__(self, state: State, raft: Raft, options: Options) -> None:
+    def __init__(
+        self, state: State, raft: Raft, is_open: Callable[[int], bool], options: Options
+    ) -> None:
+        """`is_open` tells whether another member takes messages of this one."""
         self._state = state
         self._raft = raft
+        self._is_open = is_open
         self._patience_s = LEADER_TIMEOUTS * options.election_timeout_s
         self._patience_ticks = LEADER_TIMEOUTS * raft.config.election_ticks
         self.since: float | None = None
@@ -110,10 +115,13 @@ class Removal:
             self.since = now + self._patience_s
 
     def tick(self) -> None:
-        """While a leader is heard, this member goes on, unless it has applied its removal."""
+        """While a leader is heard, or a quorum takes this member's messages, so that there will be
+        one, it goes on, unless it has applied its removal."""
         own_id, members = self._state.identity.member_id, self._state.membership.members
         has_leader = self._raft.has_live_leader and own_id in members
-        if has_leader:
+        voters = self._raft.voters
+        taking = sum(node == own_id or self._is_open(node) for node in voters)
+        if has_leader or (own_id in members and 2 * taking > len(voters)):
             self.since = None
         for node, ticks in self._claims.items():
             if ticks < self._patience_ticks:

@@ -262,8 +262,7 @@ def _save(disk: Disk, path: str, content: bytes) -> None:
         staged.publish()
     except OSError as failure:
         # These are lower bounds; the next attempt writes higher ones.
-        what = "cannot save how far the other members had come"
-        log.warn(what, "positions", error=str(failure))
+        log.warn("cannot save how far the other members had come", "positions", error=str(failure))
 
 
 def _load(disk: Disk, path: str) -> dict[int, _Known]:
