@@ -440,12 +440,6 @@ class Member:
 
     # A turn.
 
-    def turn(self) -> None:
-        """Propose, apply and answer: both halves of a turn, for an owner that saves afterwards."""
-        now = self.clock()
-        self.begin_turn(now)
-        self.proceed(now)
-
     def begin_turn(self, now: float) -> None:
         """Propose, and take what consensus has ready, to be saved and sent before `proceed`."""
         reads = self.reads
@@ -490,7 +484,7 @@ class Member:
             self.hub.run(self.slice_is_over)
 
     def maintain(self, has_input: Callable[[], bool] = lambda: False) -> None:
-        """Do a slice of background work. Called after the output of `turn` was sent. `has_input`:
+        """Do a slice of background work. Called after the output of the turn was sent. `has_input`:
         clients or members have sent something."""
         background = self.background
         self._background_at = math.inf

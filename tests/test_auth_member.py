@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from rigs.users import CHEAP, User, add_users
 
 from etcdlite import auth as auth_module
@@ -547,7 +547,7 @@ def test_reads_in_steps_fail_if_rights_change_meanwhile(
     lone.settle()
     monkeypatch.setattr(lone.member.reads, "_slice_is_over", lambda: True)
     reading = ann.send("KV.Range", key=b"a", range_end=b"b", serializable=True)
-    lone.member.turn()
+    turn(lone.member)
     assert reading not in ann.answers
     root.send("Auth.RoleAdd", name="other")
     lone.settle()
@@ -571,7 +571,7 @@ def test_a_read_that_turns_out_too_large_is_not_sent_in_another_way_if_rights_ch
     assert "the answer has more than" in ann.ask("KV.Range", **fields)
     monkeypatch.setattr(house.member.reads, "_slice_is_over", lambda: True)
     reading = ann.send("KV.Range", **fields)
-    house.member.turn()
+    turn(house.member)
     assert reading not in ann.answers
     root.send("Auth.RoleAdd", name="other")
     house.settle()
@@ -851,7 +851,7 @@ def test_renewals_of_streams_that_were_closed_do_not_pile_up(
                 ann.calls.message(request_id, proto.LeaseKeepAliveRequest(ID=lease).encode())
             ann.calls.close(request_id)
             for _ in range(4):
-                house.member.turn()
+                turn(house.member)
         assert len(house.member.reads._lines) < 10
     house.settle()
 
@@ -861,7 +861,7 @@ def test_logins_wait_in_lines_that_take_turns(house: LoneMember) -> None:
     someone = User(house)
     many = [someone.send("Auth.Authenticate", name="x", password="x") for _ in range(50)]
     one = someone.send("Auth.Authenticate", name="ann", password="ann")
-    member.turn()  # Confirms that the state is linearizable.
+    turn(member)  # Confirms that the state is linearizable.
     refused = [each for each in many if someone.answers.get(each) == "too many requests"]
     assert len(refused) == 50 - logins.MAX_PER_NAME
     jobs = [member.logins.take(), member.logins.take()]
@@ -880,9 +880,9 @@ def test_hosts_that_guess_delay_no_other_host(house: LoneMember) -> None:
     for number in range(2 * logins.MAX_WAITING):
         name = "ann" if number % 2 else f"x{number}"
         guessing.send("Auth.Authenticate", name=name, password="x")
-    house.member.turn()
+    turn(house.member)
     one = other.send("Auth.Authenticate", name="ann", password="ann")
-    house.member.turn()
+    turn(house.member)
     assert one not in other.answers
     for _ in range(2):
         job = house.member.logins.take()
@@ -895,7 +895,7 @@ def test_hosts_that_guess_delay_no_other_host(house: LoneMember) -> None:
 def test_nobody_waits_so_nothing_is_computed(house: LoneMember) -> None:
     someone = User(house)
     request_id = someone.send("Auth.Authenticate", name="x", password="x")
-    house.member.turn()
+    turn(house.member)
     someone.answers[request_id] = "cancelled"
     assert house.member.logins.take() is None
     assert not house.member.logins.are_under_way

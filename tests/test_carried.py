@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 import pytest
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from rigs.wire import take_output
 from test_grpc import KV, Client, framed
 from test_http import BAR, EVERYTHING, FOO, Browser, b64
@@ -373,7 +373,7 @@ def test_a_client_may_leave_while_its_request_is_served(
         while session.has_more:
             session.produce()
     if stage > 1:
-        lone.member.turn()
+        turn(lone.member)
     if leaves:
         session.closed()
     else:

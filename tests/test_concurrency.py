@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rigs.held_memory import held_bytes
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from sim.world import Node
 from test_cluster import Cluster
 
@@ -754,7 +754,7 @@ def test_an_observer_ends_up_with_the_oldest_key_whatever_changes_at_once(
             one = about.request(key=b"boss/%d" % rng.choice([0, 1, 2, 3, 9]))
             lone.member.writes.propose_message(Waiter(Asker(), 1, about.number, one))
             if rng.random() < 0.3:
-                lone.member.turn()
+                turn(lone.member)
         lone.settle()
         for queue, body in late:
             learn(queue, body)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 
 from etcdlite import member, proto, txn
 from etcdlite.errors import EtcdError
@@ -77,10 +77,10 @@ def test_a_write_does_not_wait_for_all_writes_of_another_session(lone: Paced) ->
     flooder, client = Client(), Client()
     for n in range(3 * MAX_IN_FLIGHT):
         propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f%d" % n))
-    lone.member.turn()
+    turn(lone.member)
     propose(lone, client, 1, PUT, proto.PutRequest(key=b"c"))
     while not client.answers:
-        lone.member.turn()
+        turn(lone.member)
         saves = lone.member.take_saves()
         lone.wal.save_all(saves)
         lone.member.persisted(saves)
@@ -97,7 +97,7 @@ def test_a_write_has_room_although_another_session_uses_all(
     flooder, client = Client(), Client()
     for n in range(100):
         propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f", value=bytes(1 << 16)))
-    lone.member.turn()
+    turn(lone.member)
     for n in range(100, 120):
         propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f", value=bytes(1 << 16)))
     propose(lone, client, 1, PUT, proto.PutRequest(key=b"c", value=bytes(1 << 16)))
@@ -154,14 +154,14 @@ def test_requests_that_time_out_together_are_answered_in_parts(
         else:
             lone.member.reads.read(Waiter(client, n + 1, RANGE, proto.RangeRequest(key=b"k")))
             lone.member.reads.begin_round(False)
-    lone.member.turn()
+    turn(lone.member)
     failed = []
     while len(client.failures) < 50:
         lone.looks += 100_000
         lone.member.tick()
         while lone.member.has_urgent_work and not lone.member.raft.has_ready:
             failed.append(len(client.failures))
-            lone.member.turn()
+            turn(lone.member)
         failed.append(len(client.failures))
         lone.member.raft.ready()
     assert len(failed) > 5
@@ -180,7 +180,7 @@ def test_cancelled_reads_are_dropped_in_steps(lone: Paced, monkeypatch: pytest.M
     lone.member.reads.wake(flooder)
     lone.member.reads.read_now(Waiter(client, 1, RANGE, proto.RangeRequest(**EVERYTHING)))
     while not client.answers:
-        lone.member.turn()
+        turn(lone.member)
     assert len(flooder.answers) < 100
     lone.settle()
     assert len(flooder.answers) == 100 and not lone.member.reads.can_serve
@@ -192,7 +192,7 @@ def test_a_read_that_waits_for_an_entry_lets_the_loop_sleep(lone: Paced) -> None
     client, request = Client(), proto.RangeRequest(key=b"k")
     needed = lone.member.state.store.applied_index + 1
     lone.member.reads.ready.append((needed, [Waiter(client, 1, RANGE, request)], 0.0))
-    lone.member.turn()
+    turn(lone.member)
     assert not lone.member.has_urgent_work and not client.answers
     propose(lone, client, 2, PUT, proto.PutRequest(key=b"k"))
     assert lone.member.has_urgent_work
@@ -236,7 +236,7 @@ def turns_until(lone: LoneMember, is_done: Any) -> int:
     while not is_done():
         turns += 1
         assert turns < 1000, "it is never done"
-        lone.member.turn()
+        turn(lone.member)
     return turns
 
 
@@ -247,7 +247,7 @@ def test_a_session_with_many_slow_reads_delays_another_by_a_few_steps(lone: Pace
     greedy, modest = Client(), Client()
     for n in range(50):
         lone.member.reads.read_now(Waiter(greedy, n, RANGE, SORTED))
-    lone.member.turn()
+    turn(lone.member)
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
     lone.member.reads.read_now(Waiter(modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10
@@ -264,7 +264,7 @@ def test_short_reads_need_no_place_and_long_ones_of_many_sessions_share_few(lone
             lone.member.reads.read_now(Waiter(client, n, RANGE, SORTED))
     reads = lone.member.reads
     for _ in range(30):
-        lone.member.turn()
+        turn(lone.member)
         lines = list(reads._lines.values())
         assert sum(line.has_slot for line in lines) <= lone.member.state.store.limits.max_slow_reads
         begun = [line for line in lines if line.steps is not None and not line.has_slot]
@@ -285,7 +285,7 @@ def test_the_range_streams_of_a_connection_wait_in_one_line(lone: Paced) -> None
     stream = METHOD_BY_NAME["KV.RangeStream"].number
     for n in range(1, 51):
         greedy.receive(frame(n, stream, END, nothing.encode()))
-    lone.member.turn()
+    turn(lone.member)
     few = proto.RangeRequest(key=b"k00100", range_end=b"k00600")
     lone.member.reads.read_now(Waiter(modest, 1, RANGE, few))
     assert turns_until(lone, lambda: modest.answers) <= 10
@@ -304,7 +304,7 @@ def test_a_transaction_that_reads_too_much_fails_when_others_wait_for_its_slot(
     for client in greedy:
         lone.member.reads.read_now(Waiter(client, 1, TXN, endless))
     for _ in range(300):
-        lone.member.turn()
+        turn(lone.member)
     assert not any(client.failures for client in greedy), "nobody waits"
     lone.member.reads.read_now(Waiter(modest, 1, RANGE, SORTED))
     assert turns_until(lone, lambda: modest.answers) <= 40
@@ -437,11 +437,11 @@ def test_hostile_transactions_do_not_stop_writes(lone: Paced) -> None:
     greedy, modest = Client(), Client()
     for n in range(40):
         propose(lone, greedy, n, TXN, HOSTILE)
-    lone.member.turn()
+    turn(lone.member)
     propose(lone, modest, 1, PUT, proto.PutRequest(key=b"k", value=b"v"))
     turns = 0
     while not modest.answers:
-        lone.member.turn()
+        turn(lone.member)
         saves = lone.member.take_saves()
         lone.wal.save_all(saves)
         lone.member.persisted(saves)

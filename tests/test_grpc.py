@@ -26,7 +26,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.held_memory import held_bytes
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from rigs.processes import wait_until
 from rigs.wire import take_output
 from test_http2 import frames
@@ -1250,7 +1250,7 @@ def test_a_backup_gives_way_to_a_write_that_is_being_saved(
     put = proto.PutRequest(key=b"k").encode()
     writer.h2.send_data(writer.open("/etcdserverpb.KV/Put"), framed(put), end_stream=True)
     writer.session.receive(writer.h2.data_to_send())
-    lone.member.turn()
+    turn(lone.member)
     assert lone.member.is_saving
     outbox = client.session.outbox
     sent = []

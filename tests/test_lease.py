@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from rigs.users import User
 
 from etcdlite import lease, proto
@@ -389,7 +389,7 @@ def test_a_write_waits_for_one_entry_of_revokes_at_most(tmp_path, monkeypatch):
         if rounds % 7 == 0:  # The disk is slow: a save takes longer than some ticks.
             lone.now += 0.1
             member.tick()
-        member.turn()
+        turn(member)
         member.maintain()
         waiting = [some for index, some in proposed if index > log.applied]
         assert len(waiting) <= 1

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from rigs.processes import PATIENCE_S, RawConnection, ServerProcess, wait_until
 
 from etcdlite import errors, frames, methods, proto
@@ -223,17 +223,17 @@ def test_garbage_from_many_connections_harms_nobody(running):
     rng = random.Random(8)
     good = running.talk()
     before = running.rss_bytes
-    for turn in range(400):
+    for number in range(400):
         sock = running.connect()
         try:
-            if turn % 2:
+            if number % 2:
                 sock.sendall(HANDSHAKE.pack(MAGIC, 1, 1))
             sock.sendall(rng.randbytes(rng.choice((1, 7, 100, 5000))))
         except ConnectionError:
             pass  # It was faster than the garbage.
-        if turn % 3:
+        if number % 3:
             sock.close()
-        if turn % 50 == 0:
+        if number % 50 == 0:
             good.ping()
     serves(running)
     assert running.rss_bytes - before < 16 << 20
@@ -493,7 +493,7 @@ def test_a_burst_of_ranges_is_answered_over_many_turns(tmp_path):
     answered = []
     for _ in range(20):
         before = len(session.outbox.parts)
-        lone.member.turn()
+        turn(lone.member)
         answered.append((len(session.outbox.parts) - before) // 2)
     assert max(answered) <= 20 and sum(answered) > 20, answered
     lone.settle()

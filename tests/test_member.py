@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rigs.faulty_disk import FaultyDisk
 from rigs.homes import home
+from rigs.lone_member import turn
 from rigs.member_rig import DATA_DIR, MEMBER_ID, MemberRig
 from rigs.store_rig import read_events
 from test_recovery import live
@@ -82,21 +83,21 @@ class Sink:
 
 def test_a_write_is_answered_when_it_is_durable_and_not_before(rig: MemberRig) -> None:
     write = rig.send(PutRequest(key=b"a", value=b"1"))
-    rig.member.turn()
+    turn(rig.member)
     assert write not in rig.answers
     saves = rig.member.take_saves()
-    rig.member.turn()
+    turn(rig.member)
     assert write not in rig.answers and rig.member.state.store.get(b"a") is None
     rig.wal.save_all(saves)
     rig.member.persisted(saves)
-    rig.member.turn()
+    turn(rig.member)
     assert rig.answers[write].header.revision == 2
 
 
 def test_a_write_can_be_saved_before_the_one_before_it_is_applied(rig: MemberRig) -> None:
     """The other members wait for what is saved, and hardly ever for what is applied."""
     first = rig.send(PutRequest(key=b"a", value=b"1"))
-    rig.member.turn()
+    turn(rig.member)
     saves = rig.member.take_saves()
     rig.wal.save_all(saves)
     rig.member.persisted(saves)
@@ -190,7 +191,7 @@ def test_large_reads_that_wait_for_a_leader_hold_little_memory(
 def test_a_write_that_takes_too_long_is_answered_and_may_still_happen() -> None:
     rig = started(request_timeout_s=5.0)
     write = rig.send(PutRequest(key=b"a", value=b"1"))
-    rig.member.turn()
+    turn(rig.member)
     saves = rig.member.take_saves()
     rig.now += 4.9
     rig.member.tick()
@@ -326,7 +327,7 @@ def test_background_work_lets_a_write_be_saved_first() -> None:
     rig.now += 1.0
     at_leisure = housekeep()
     rig.send(PutRequest(key=b"a"))
-    rig.member.turn()
+    turn(rig.member)
     assert rig.member.is_saving
     assert housekeep() == 0
     rig.now += 1.3 * background.REST * background.SLICE_S
@@ -449,7 +450,7 @@ def test_what_a_read_of_a_replaced_store_leaves_is_freed_in_steps() -> None:
     rig.pace_s = 1.0  # So a turn is a step.
     request_id = rig.send(SORTED)
     for _ in range(12):
-        rig.member.turn()
+        turn(rig.member)
     assert old.pinned and request_id not in rig.answers
     rig.member._restored(Snapshot(new.applied_index, new.applied_term, (MEMBER_ID,), ()), new)
     rig.pace_s = 0.0
@@ -1020,10 +1021,10 @@ def test_reads_are_served_while_writes_never_cease() -> None:
     rig.pace_s = 0.0005
     open_writes: list[int] = []
     read = None
-    for turn in range(300):
+    for number in range(300):
         while len(open_writes) < 1000:
             open_writes.append(rig.send(PutRequest(key=b"k%d" % len(open_writes), value=b"v")))
-        if turn == 100:
+        if number == 100:
             read = rig.send(RangeRequest(key=b"k1"))
         rig.turn()
         open_writes = [i for i in open_writes if i not in rig.answers]
@@ -1188,14 +1189,14 @@ def test_a_new_leader_revokes_no_lease_before_it_has_applied_the_entries_of_earl
 ) -> None:
     rig.ask(proto.LeaseGrantRequest(ID=1, TTL=5))
     rig = MemberRig(rig.disk)
-    rig.member.turn()
+    turn(rig.member)
     lessor = rig.member.state.lessor
     assert lessor.promoted and lessor.exists(1)
     # Its log is being synced. A renewal that was answered may be among what it has not applied.
     last = rig.member.raft.log.last
     rig.now += 30
     rig.member.tick()
-    rig.member.turn()
+    turn(rig.member)
     assert rig.member.raft.log.last == last
     rig.settle()
     rig.member.tick()

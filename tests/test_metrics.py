@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from rigs.lone_member import LoneMember
+from rigs.lone_member import LoneMember, turn
 from rigs.users import User, add_users
 
 from etcdlite import __version__, backup_status, errors, log, methods, metrics, proto
@@ -392,7 +392,7 @@ def test_a_batch_is_one_entry_of_many_requests(lone: LoneMember) -> None:
     index = value(lone, "etcd_server_proposals_committed_total")
     for _ in range(3):
         lone.member.writes.propose_message(Waiter(None, 0, PUT, proto.PutRequest(key=b"k")))
-    lone.member.turn()
+    turn(lone.member)
     assert value(lone, "etcd_server_proposals_pending") == 3
     lone.settle()
     assert value(lone, "etcd_server_proposals_pending") == 0
@@ -407,7 +407,7 @@ def test_proposals_that_fail_are_counted(lone: LoneMember, monkeypatch: pytest.M
     assert value(lone, "etcd_server_proposals_failed_total") == 1
     for _ in range(2):
         lone.member.writes.propose_message(Waiter(None, 0, PUT, proto.PutRequest(key=b"k")))
-    lone.member.turn()
+    turn(lone.member)
     lone.now += 100.0
     lone.member.tick()
     assert value(lone, "etcd_server_proposals_failed_total") == 3
@@ -457,7 +457,7 @@ def test_with_users_slow_and_failed_requests_are_those_of_clients(
     assert all("requests=2 " in line and "method=KV.Put" in line for line in lines)
 
     ann.send("KV.Put", key=b"a3")
-    lone.member.turn()
+    turn(lone.member)
     lone.now += 100.0
     lone.member.tick()
     assert value(lone, "etcd_server_proposals_failed_total") == 1
@@ -798,7 +798,7 @@ def test_read_rounds_without_an_answer_count_as_slow(
     monkeypatch.setattr(Member, "needs_no_round", False)
     lone.member.raft.read_index = lambda context: None  # type: ignore[method-assign]
     lone.member.reads.read(Waiter(Asker(), 1, RANGE, proto.RangeRequest(key=b"k")))
-    lone.member.turn()
+    turn(lone.member)
     lone.tick(1.0)
     assert value(lone, "etcd_server_slow_read_indexes_total") == 1
     assert value(lone, "etcd_server_read_indexes_failed_total") == 0

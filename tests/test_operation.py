@@ -696,12 +696,12 @@ FAULTY = """
 import sys
 from etcdlite import member, proto, raft_log
 from etcdlite.__main__ import main
-turn = member.Member.turn
-def faulty(self):
+begin_turn = member.Member.begin_turn
+def faulty(self, now):
     if self.metrics.puts:
         raise {fault}("broken")
-    turn(self)
-member.Member.turn = faulty
+    begin_turn(self, now)
+member.Member.begin_turn = faulty
 sys.exit(main())
 """
 """etcdlite that fails after the first put."""

@@ -73,7 +73,7 @@ class AutoCompaction:
 
 
 class Maintenance:
-    """Runs a member's background work; driven by `Member.turn` and `Member.tick`."""
+    """Runs a member's background work; driven by `Background` and `Member.tick`."""
 
     def __init__(
         self,

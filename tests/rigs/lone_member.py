@@ -26,6 +26,13 @@ def run_logins(member: Member) -> None:
         member.logins.finished(job)
 
 
+def turn(member: Member) -> None:
+    """A turn of the loop that saves nothing between its halves."""
+    now = member.clock()
+    member.begin_turn(now)
+    member.proceed(now)
+
+
 class LoneMember:
     """A member alone in its cluster over a folder, driven by hand: what `server.py` does with
     threads and sockets, done at once and in order."""
@@ -74,7 +81,7 @@ class LoneMember:
         """Turn until there is nothing left to do."""
         member = self.member
         while True:
-            member.turn()
+            turn(member)
             saves = member.take_saves()
             self.wal.save_all(saves)
             member.persisted(saves)

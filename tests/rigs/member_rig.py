@@ -23,7 +23,7 @@ from etcdlite.storage.disk import Disk
 from etcdlite.storage.steps import finish
 from etcdlite.wire import api
 from rigs.faulty_disk import FaultyDisk
-from rigs.lone_member import ALWAYS_SLOW_S, run_logins
+from rigs.lone_member import ALWAYS_SLOW_S, run_logins, turn
 from rigs.plain_model import PlainStore
 from rigs.store_rig import check_store
 
@@ -209,7 +209,7 @@ class MemberRig:
     def turn(self) -> bool:
         """One turn of the loop; whether anything is left to do."""
         member = self.member
-        member.turn()
+        turn(member)
         saves = member.take_saves()
         if saves:
             self.wal.save_all(saves)
