@@ -549,8 +549,7 @@ class Server:
                     "Unless one of them was made a new cluster by mistake (--force-new-cluster), "
                     "remove the data directory before this machine joins a cluster again"
                 )
-            fields = {"local-member-id": f"{own_id:x}", "data-dir": self.settings.data_dir}
-            log.error(what, **fields)
+            log.error(what, local_member_id=f"{own_id:x}", data_dir=self.settings.data_dir)
             self._begin_stop()
             self.member.give_up()
 
