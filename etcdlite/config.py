@@ -325,13 +325,6 @@ _DEFAULTS: _Layer = {
 }
 
 
-def _did_you_mean(name: str, spell: Callable[[str], str], known: Sequence[str]) -> str:
-    import difflib  # Rarely needed.
-
-    close = difflib.get_close_matches(name, known, 1)
-    return f", did you mean {spell(close[0])}?" if close else ""
-
-
 def _value_shown(raw: Any) -> str:
     if isinstance(raw, str):
         return quoted(raw, MAX_SHOWN_CHARS)
@@ -348,7 +341,7 @@ class _Reader:
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.bad: set[str] = set()
-        """Flags with a value that could not be read. Checks that need their value are skipped."""
+        """Flags with a value or a name that cannot be read. Checks that need them are skipped."""
 
     def read_command_line(self, argv: Sequence[str]) -> tuple[str, _Layer]:
         """The action, and the settings. The syntax is that of Go's flag package: one or two
@@ -380,7 +373,7 @@ class _Reader:
                     self.problems.append(f"--{name}={quoted(text)}: {error}")
             elif flag is None:
                 known = (*flags.FLAGS, "config", *flags.ACTIONS)
-                hint = _did_you_mean(name, "--{}".format, known) or "; see etcdlite --help"
+                hint = self._did_you_mean(name, "--{}".format, known) or "; see etcdlite --help"
                 self.problems.append(f"unknown flag --{quoted(name)} on the command line{hint}")
             elif equals or flag.kind is flags.BOOL or arguments:
                 if not equals:
@@ -408,7 +401,7 @@ class _Reader:
             if flag is not None:
                 self._take(layer, flag, name, text, variable, "=")
             elif not _SERVICE_LINK.match(rest) and (own or rest not in _NO_FLAGS):
-                hint = _did_you_mean(
+                hint = self._did_you_mean(
                     name, lambda known: flags.variable_name(prefix, known), tuple(flags.FLAGS)
                 )
                 line = f"unknown variable {quoted(variable)} in the environment{hint}"
@@ -453,13 +446,20 @@ class _Reader:
                 why = f"{quoted(key)} is a section or a table, but there are none"
                 self.problems.append(f"{shown}: {why}; write each setting as: name = value")
             elif flag is None:
-                hint = _did_you_mean(key, str, tuple(flags.FLAGS)) or "; remove it"
+                hint = self._did_you_mean(key, str, tuple(flags.FLAGS)) or "; remove it"
                 self.problems.append(f"unknown key {quoted(key)} in {shown}{hint}")
             elif flag.name == "config-file":
                 self.problems.append(f"{shown}: {key}: cannot stand in the file itself; remove it")
             else:
                 self._take(layer, flag, key, value, f"{shown}: {key}", " = ")
         return layer
+
+    def _did_you_mean(self, name: str, spell: Callable[[str], str], known: Sequence[str]) -> str:
+        import difflib  # Rarely needed.
+
+        close = difflib.get_close_matches(name, known, 1)
+        self.bad.update(close)
+        return f", did you mean {spell(close[0])}?" if close else ""
 
     def _take(
         self, layer: _Layer, flag: Flag, name: str, raw: Any, where: str, equals: str
@@ -594,7 +594,7 @@ class _Resolver:
         for prefix in ("", "peer-", "peer-client-"):
             pair = (f"{prefix}cert-file", f"{prefix}key-file")
             for one, other in (pair, pair[::-1]):
-                if self._value(one) and not self._value(other):
+                if self._value(one) and not self._value(other) and other not in self._bad:
                     self._problem(f"{self._shown(one)}: it needs {other}; set both")
         names = ("peer-cert-allowed-cn", "peer-cert-allowed-hostname")
         if all(map(self._value, names)):
@@ -615,15 +615,18 @@ class _Resolver:
         """The URLs that are listened on fit the certificates for them."""
         listened = [(flag, url) for flag in listen_flags for url in self._value(flag)]
         secure = [pair for pair in listened if is_secure(pair[1])]
-        cert, auto, auth = f"{prefix}cert-file", f"{prefix}auto-tls", f"{prefix}client-cert-auth"
-        has_files = self._value(cert) and self._value(f"{prefix}key-file")
+        names = ("cert-file", "key-file", "auto-tls", "client-cert-auth")
+        cert, key, auto, auth = (f"{prefix}{name}" for name in names)
+        if self._bad.intersection((cert, key, auto, auth, *listen_flags)):
+            return
+        has_files = self._value(cert) and self._value(key)
         if has_files and self._value(auto):
             self._warn(f"{self._shown(auto)}: no effect, {cert} is set")
         for flag, url in secure:
             if not has_files and not self._value(auto):
                 self._problem(
-                    f"{self._shown(flag)}: {quoted(url)} needs a certificate: set {cert} and "
-                    f"{prefix}key-file ('etcdlite-ctl cert' makes them), or {auto}, or write http://"
+                    f"{self._shown(flag)}: {quoted(url)} needs a certificate: set {cert} and {key} "
+                    f"('etcdlite-ctl cert' makes them), or {auto}, or write http://"
                 )
         for flag, url in listened:
             for name in () if is_secure(url) else (cert, auth) if secure else (cert,):

@@ -338,6 +338,32 @@ def test_all_problems_are_reported_together_with_where_they_come_from(file):
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["listen-peer-urls", "listen-client-urls", "cert-file", "key-file", "client-cert-auth",
+     "peer-cert-file", "peer-key-file", "peer-client-cert-auth", "name",
+     "initial-advertise-peer-urls"],
+)  # fmt: skip
+@pytest.mark.parametrize("fault", ["a name", "a value"])
+def test_a_misspelled_setting_is_not_followed_by_what_it_would_have_prevented(name, fault, file):
+    lines = {
+        "name": '"m1"',
+        "listen-client-urls": '["https://10.0.0.1:2379"]',
+        "listen-peer-urls": '["https://10.0.0.1:2380"]',
+        "initial-advertise-peer-urls": '["https://10.0.0.1:2380"]',
+        "initial-cluster": '["m1=https://10.0.0.1:2380"]',
+    }
+    for prefix in ("", "peer-"):
+        lines |= {f"{prefix}{file}-file": '"/x"' for file in ("cert", "key", "trusted-ca")}
+        lines[f"{prefix}client-cert-auth"] = "true"
+    assert load(file=file("\n".join(map(" = ".join, lines.items())))).warnings == ()
+    value = lines.pop(name)
+    lines |= {f"{name}x": value} if fault == "a name" else {name: "1.5"}
+    with pytest.raises(config.ConfigError) as raised:
+        load(file=file("\n".join(map(" = ".join, lines.items()))))
+    assert (len(raised.value.problems), list(raised.value.warnings)) == (1, [])
+
+
 @pytest.mark.parametrize("command", ["gateway", "grpc-proxy"])
 def test_a_command_of_etcd_that_stands_in_front_of_a_cluster_is_named(command: str) -> None:
     (line,) = problems(command, "start", "--endpoints=127.0.0.1:2379")
