@@ -565,6 +565,11 @@ class _Resolver:
                 f"{self._shown('max-request-bytes')}: more than the recommended "
                 f"{RECOMMENDED_MAX_REQUEST_BYTES}: one such request delays all others"
             )
+        if self._value("force-new-cluster"):
+            self._warn(
+                f"{self._shown('force-new-cluster')}: each start makes this member a cluster of "
+                "its own, unless it hears a leader; remove it when that is done"
+            )
         if self._value("unsafe-no-fsync"):
             self._warn(
                 f"{self._shown('unsafe-no-fsync')}: ACKNOWLEDGED WRITES WILL BE LOST, and the "

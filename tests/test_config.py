@@ -799,6 +799,8 @@ def test_log_outputs_are_streams_and_files():
 def test_what_is_dangerous_is_a_loud_warning():
     (line,) = load("--unsafe-no-fsync").warnings
     assert "ACKNOWLEDGED WRITES WILL BE LOST" in line
+    (line,) = load("--force-new-cluster").warnings
+    assert "remove it when that is done" in line
     (line,) = load("--max-request-bytes=11MiB").warnings
     assert "recommended" in line
 
