@@ -34,11 +34,14 @@ def remedy(failure: OSError, path: str) -> str:
     found, is_closed = path, False
     while True:
         try:
-            owner = user_name(os.stat(found).st_uid)
+            at = os.stat(found)
             break
         except OSError as why:  # It does not exist, or is in a directory closed to this user.
             is_closed = isinstance(why, PermissionError)
             found = os.path.dirname(found)
+    owner = user_name(at.st_uid)
+    if is_closed and not stat.S_IMODE(at.st_mode):
+        return f"ProtectHome= in the unit of systemd hides {found}: choose another directory"
     if is_closed:
         todo = f"chown -R {user}: {found} if it is etcdlite's, or else chmod o+x {found}"
     elif found != path:

@@ -62,6 +62,11 @@ def test_a_directory_that_is_closed_is_named_and_not_made_again(
     user = permissions.user_name(NOBODY)
     assert told.startswith(f"{tmp_path} belongs to ")
     assert f"As root: chown -R {user}: {tmp_path} if " in told and "mkdir" not in told
+    tmp_path.chmod(0)  # What systemd puts in place of /home and /root.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        told = permissions.remedy(failure, f"{tmp_path}/member/wal")
+    assert "ProtectHome=" in told and "chown" not in told and "chmod" not in told
 
 
 def test_a_mode_says_who_may_read(tmp_path: Path) -> None:
