@@ -265,7 +265,7 @@ def _reachability(facts: Facts) -> _Findings:
             at = f" at {seen.endpoint}" if seen.endpoint and seen.endpoint != seen.name else ""
             yield (
                 ERROR, seen.name, f"does not answer{at}: {seen.error}", effect,
-                "start it (its log says why it ended), correct the network, or replace it",
+                "start it (its log says why it ended), correct the network or URL, or replace it",
             )  # fmt: skip
         elif not seen.status.leader:
             yield (
