@@ -573,8 +573,7 @@ class _Resolver:
         if self._value("unsafe-no-fsync"):
             self._warn(
                 f"{self._shown('unsafe-no-fsync')}: ACKNOWLEDGED WRITES WILL BE LOST, and the "
-                "data may be damaged, when this machine crashes or loses power; use it for tests "
-                "only"
+                "data may be damaged, when this machine crashes or loses power; for tests only"
             )
 
     def _check_listeners(self, sources: Mapping[str, str]) -> None:
@@ -582,12 +581,11 @@ class _Resolver:
         if self._bad.intersection(_LISTEN_FLAGS):
             return
         listeners = [(flag, url) for flag in _LISTEN_FLAGS for url in self._value(flag)]
+        # A member that is surely alone runs without its default port for members.
+        is_alone = _CLUSTER_FLAGS.isdisjoint(sources)
         for position, (flag, url) in enumerate(listeners):
             for other_flag, other in listeners[:position]:
-                # A member that is surely alone runs without its default port for members.
-                is_optional = "listen-peer-urls" in (flag, other_flag) and (
-                    _CLUSTER_FLAGS.isdisjoint(sources)
-                )
+                is_optional = is_alone and "listen-peer-urls" in (flag, other_flag)
                 if collide(url, other) and not is_optional:
                     self._problem(
                         f"{self._shown(flag)}: {url} is also an address of {other_flag} ({other}); "
