@@ -367,7 +367,7 @@ class Server:
 
     def _save_now(self, saves: list[Ready]) -> bool:
         """Save before anything is applied, because the other members wait for it, if that is quick
-        and no input waits. If not, the log thread saves later: beside it, applying is slower."""
+        and no input waits. If not, the log thread saves later: it would slow `proceed` down."""
         member, thread, connections = self.member, self._log_thread, self.connections
         thread.is_alone = not member.peers.links
         if not thread.is_alone:

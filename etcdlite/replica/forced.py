@@ -98,8 +98,8 @@ class Removal:
         self.since: float | None = None
         """When this member learned it; its owner must stop it then. It may be in the future."""
         self._claims: dict[int, int] = {}
-        """Who says so, and for how many ticks there was a leader since. One without a quorum lasts
-        for fewer than `_patience_ticks`: after these, it is a second cluster that says so."""
+        """Who says so, and for how many ticks in a row a leader was heard since. A leader without a
+        quorum steps down before `_patience_ticks`: after these, a second cluster said so."""
 
     def claimed(self, node: int) -> None:
         """Another member says that this one was removed."""
