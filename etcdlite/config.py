@@ -372,8 +372,8 @@ class _Reader:
                 except ValueError as error:
                     self.problems.append(f"--{name}={quoted(text)}: {error}")
             elif flag is None:
-                known = (*flags.FLAGS, "config", *flags.ACTIONS)
-                hint = self._did_you_mean(name, "--{}".format, known) or "; see etcdlite --help"
+                hint = self._did_you_mean(name, "--{}".format, "config", *flags.ACTIONS)
+                hint = hint or "; see etcdlite --help"
                 self.problems.append(f"unknown flag --{quoted(name)} on the command line{hint}")
             elif equals or flag.kind is flags.BOOL or arguments:
                 if not equals:
@@ -401,9 +401,7 @@ class _Reader:
             if flag is not None:
                 self._take(layer, flag, name, text, variable, "=")
             elif not _SERVICE_LINK.match(rest) and (own or rest not in _NO_FLAGS):
-                hint = self._did_you_mean(
-                    name, lambda known: flags.variable_name(prefix, known), tuple(flags.FLAGS)
-                )
+                hint = self._did_you_mean(name, lambda known: flags.variable_name(prefix, known))
                 line = f"unknown variable {quoted(variable)} in the environment{hint}"
                 if own:
                     self.problems.append(line if hint else line + "; remove it")
@@ -446,7 +444,7 @@ class _Reader:
                 why = f"{quoted(key)} is a section or a table, but there are none"
                 self.problems.append(f"{shown}: {why}; write each setting as: name = value")
             elif flag is None:
-                hint = self._did_you_mean(key, str, tuple(flags.FLAGS)) or "; remove it"
+                hint = self._did_you_mean(key, str) or "; remove it"
                 self.problems.append(f"unknown key {quoted(key)} in {shown}{hint}")
             elif flag.name == "config-file":
                 self.problems.append(f"{shown}: {key}: cannot stand in the file itself; remove it")
@@ -454,10 +452,10 @@ class _Reader:
                 self._take(layer, flag, key, value, f"{shown}: {key}", " = ")
         return layer
 
-    def _did_you_mean(self, name: str, spell: Callable[[str], str], known: Sequence[str]) -> str:
+    def _did_you_mean(self, name: str, spell: Callable[[str], str], *others: str) -> str:
         import difflib  # Rarely needed.
 
-        close = difflib.get_close_matches(name, known, 1)
+        close = difflib.get_close_matches(name, (*flags.FLAGS, *others), 1)
         self.bad.update(close)
         return f", did you mean {spell(close[0])}?" if close else ""
 
@@ -678,8 +676,7 @@ class _Resolver:
         for url in self._value("listen-peer-urls"):
             port = host_port(url)[1]
             if is_wildcard(url) or port == 0:
-                scheme = url.partition(":")[0]
-                shown, url = url, f"{scheme}://localhost:{port or 2380}"
+                shown, url = url, f"{url.partition(':')[0]}://localhost:{port or 2380}"
                 if port:
                     self._warn(
                         f"{self._shown('listen-peer-urls')}: other members cannot dial {shown}, "
