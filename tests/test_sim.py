@@ -155,6 +155,14 @@ def test_a_failure_says_what_is_wrong_and_how_to_see_it_again() -> None:
     assert "  python -m tests.sim --seed 1 --members 3 --minutes 0.1 --trace out.txt" in text
 
 
+def test_all_deliberate_bugs_fit_what_they_replace() -> None:
+    from sim.mutations import switched_on
+
+    for mutation in MUTATIONS.values():
+        with switched_on(mutation):
+            pass
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_a_deliberate_bug_is_found(name: str) -> None:
     seeds, _ = hunt(MUTATIONS[name], QUICK_SEEDS)

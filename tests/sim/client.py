@@ -541,7 +541,8 @@ class Client:
         self.ask("KV.DeleteRange", request, is_write=True)
 
     def _do_purge(self) -> None:
-        """Delete many keys at once, and read beside it. If there are few, put some first."""
+        """Delete many keys at once, and read beside it, also when a member has answered the delete
+        and others still apply it. If there are few, put some first."""
         if sum(key.startswith(b"m") for key in self.oracle.now) < MANY:
             puts = [proto.PutRequest(key=b"m%02d" % number) for number in range(2 * MANY)]
             request = proto.TxnRequest(success=[proto.RequestOp(request_put=put) for put in puts])
@@ -550,7 +551,7 @@ class Client:
         request = proto.DeleteRangeRequest(key=b"m", range_end=b"n")
         self.ask("KV.DeleteRange", request, is_write=True)
         for _ in range(8):
-            self.world.at(self._rng.uniform(0.0, 0.01), self._read_many)
+            self.world.at(self._rng.uniform(0.0, 0.05), self._read_many)
 
     def _read_many(self) -> None:
         rng = self._rng
