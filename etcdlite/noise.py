@@ -82,8 +82,7 @@ class CipherState:
 
     def rekey(self) -> None:
         """Replace the key by one that does not lead back to it (4.2, 11.3). The nonces go on."""
-        sealed = encrypt(bytes(KEY_BYTES), b"", _NONCE.pack(0, MAX_NONCE), self._key)
-        self._key = sealed[:KEY_BYTES]
+        self._key = encrypt(bytes(KEY_BYTES), b"", _NONCE.pack(0, MAX_NONCE), self._key)[:KEY_BYTES]
 
 
 def hkdf(chaining_key: bytes, material: bytes, count: int) -> tuple[bytes, ...]:

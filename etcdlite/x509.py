@@ -177,8 +177,7 @@ def _values(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _time(tag: int, content: bytes) -> float:
     try:
-        text = content.decode("ascii")
-        return float(calendar.timegm(time.strptime(text, _TIME_FORMATS[tag])))
+        return float(calendar.timegm(time.strptime(content.decode("ascii"), _TIME_FORMATS[tag])))
     except (KeyError, ValueError, UnicodeDecodeError, OverflowError) as failure:
         raise ValueError("a time is not valid") from failure
 

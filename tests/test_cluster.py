@@ -871,6 +871,42 @@ def test_a_difference_from_one_that_returned_is_judged_by_all(
     assert list(cluster.leader.member.state.alarms) == [(bad.member_id, CORRUPT)]
 
 
+def test_a_member_that_differs_is_named_though_it_is_gone_when_the_others_have_answered(
+    cluster: Cluster,
+) -> None:
+    cluster.client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    bad, check = cluster.followers[0], cluster.leader.member.hash_check
+    bad.crash()
+    cluster.world.run(3)
+    bad.start()
+    bad.member.state.store.data.read = _misread(bad.member.state.store.data.read)
+    cluster.world.run_until(lambda: check.comparisons > 0)
+    bad.crash()
+    cluster.world.run(8)
+    assert list(cluster.leader.member.state.alarms) == [(bad.member_id, CORRUPT)]
+
+
+def test_a_member_that_is_removed_while_a_check_waits_is_not_compared(cluster: Cluster) -> None:
+    cluster.client.put(cluster.leader, b"k", b"right")
+    cluster.agree()
+    cluster.world.run(6)
+    (bad, slow), check = cluster.followers, cluster.leader.member.hash_check
+    bad.member.state.store.data.read = _misread(bad.member.state.store.data.read)
+    waiting: list[Any] = []
+    ask = check._others.ask
+    check._others.ask = lambda node, *rest: (  # type: ignore[method-assign]
+        waiting.append(rest[2]) if node == slow.member_id else ask(node, *rest)
+    )
+    check.interval_s = 1.0
+    cluster.world.run_until(lambda: check.comparisons > 0)
+    cluster.client.ask(cluster.leader, "Cluster.MemberRemove", ID=bad.member_id)
+    for done in waiting:
+        done(error("Timeout"))
+    cluster.world.run(5)
+    assert not list(cluster.leader.member.state.alarms)
+
+
 def _misread(read: Callable[..., bytes]) -> Callable[..., bytes]:
     return lambda *where: read(*where).replace(b"right", b"wrong")
 

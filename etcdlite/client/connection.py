@@ -316,8 +316,7 @@ class ClientConnection:
             return b""
         if len(greeting) < frames.HANDSHAKE.size:
             return b""
-        version = frames.HANDSHAKE.unpack_from(greeting)[1]
-        if version != frames.PROTOCOL_VERSION:
+        if frames.HANDSHAKE.unpack_from(greeting)[1] != frames.PROTOCOL_VERSION:
             self.failure = f"the server does not speak protocol version {frames.PROTOCOL_VERSION}"
             return b""
         self._greeting = None

@@ -664,8 +664,7 @@ def lease_grant(ttl: int, *, id: int = 0, timeout_s: float | None = None) -> Op[
 
 def lease_revoke(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
     """End the lease and delete its keys. Returns the revision. Raises LeaseNotFound."""
-    request = proto.LeaseRevokeRequest(ID=int(lease))
-    return Op("Lease.LeaseRevoke", request, _revision, timeout_s)
+    return Op("Lease.LeaseRevoke", proto.LeaseRevokeRequest(ID=int(lease)), _revision, timeout_s)
 
 
 def lease_keep_alive_once(lease: SupportsInt, *, timeout_s: float | None = None) -> Op[int]:
@@ -792,8 +791,7 @@ def member_add(
 
 def member_remove(member_id: int, *, timeout_s: float | None = None) -> Op[tuple[Member, ...]]:
     """Remove a member. Returns the members that remain. Raises MemberNotFound."""
-    request = proto.MemberRemoveRequest(ID=member_id)
-    return Op("Cluster.MemberRemove", request, _members, timeout_s)
+    return Op("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=member_id), _members, timeout_s)
 
 
 def member_update(

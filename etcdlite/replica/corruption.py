@@ -12,7 +12,7 @@ compacted differently. One check at a time; it is background work. A member that
 nothing to compare with, and hashes nothing.
 
 A member whose process returns is compared once it has caught up: it may have been away for long,
-and its disk may hold something other than before.
+and its disk may hold something other than before. If it differs, the others are asked, too.
 
 The rules are those of etcd 3.6 (server/etcdserver/corrupt.go).
 """
@@ -41,6 +41,9 @@ RETURNED_S = 2.0
 
 RETURNED_PAUSE_S = 60.0
 """The pause between two checks of members that returned: each hashes the whole state."""
+
+_UNKNOWN = "unknown"
+"""In the place of a hash that cannot be compared."""
 
 INITIAL_S = 5.0
 """How long a member that starts waits for the others' hashes."""
@@ -139,25 +142,27 @@ class HashCheck:
     def _begin(self, revision: int, nodes: list[int]) -> None:
         """Compare these members with this one."""
         self._is_running = True
-        self._hash(revision, partial(self._hashed, revision, nodes))
+        self._hash(revision, partial(self._hashed, nodes))
 
-    def _hashed(self, revision: int, nodes: list[int], answer: bytes | EtcdError) -> None:
+    def _hashed(self, nodes: list[int], answer: bytes | EtcdError) -> None:
         self._is_running = False
         if isinstance(answer, EtcdError):
             return
         own = proto.HashKVResponse.decode(answer)
-        body = proto.HashKVRequest(revision=revision).encode()
+        self._ask(own, {self._state.identity.member_id: own.hash}, nodes)
+
+    def _ask(self, own: Any, hashes: dict[int, Any], nodes: Collection[int]) -> None:
+        """`hashes`: by member; None: it has not answered yet; `_UNKNOWN`: that says nothing."""
+        body = proto.HashKVRequest(revision=own.hash_revision).encode()
         nodes = [node for node in nodes if node in self._others.nodes]
-        hashes = {**dict.fromkeys(nodes), self._state.identity.member_id: own.hash}
+        hashes.update(dict.fromkeys(nodes))
         for node in nodes:
-            done = partial(self._compare, own, nodes, hashes, node)
+            done = partial(self._compare, own, hashes, node)
             self._others.ask(node, HASH_KV, body, done, ANSWER_TIMEOUT_S)
 
-    def _compare(
-        self, own: Any, nodes: list[int], hashes: dict[int, Any], node: int, answer: Any
-    ) -> None:
-        """Compare when all have answered. `hashes`: by member; None for one that has not yet."""
-        del hashes[node]
+    def _compare(self, own: Any, hashes: dict[int, Any], node: int, answer: Any) -> None:
+        """Compare when all have answered."""
+        hashes[node] = _UNKNOWN
         if not isinstance(answer, EtcdError):
             self.comparisons += 1
             other = proto.HashKVResponse.decode(answer)
@@ -168,16 +173,19 @@ class HashCheck:
             log.error(what + "documentation", remote_peer_id=f"{node:x}")
         if None in hashes.values():
             return
-        (right, count), *wrong = Counter(hashes.values()).most_common()
-        if not wrong:
+        members = [self._state.identity.member_id, *self._others.nodes]
+        hashes = {one: found for one, found in hashes.items() if one in members}
+        votes = Counter(found for found in hashes.values() if found != _UNKNOWN)
+        if len(votes) < 2:
             return
-        differing = [node for node, found in hashes.items() if found != right]
-        if 2 * count <= len(self._others.nodes) + 1:
-            if len(nodes) < len(self._others.nodes):  # The rest may be a majority.
-                self._begin(self._state.store.revision, list(self._others.nodes))
+        ((right, count),) = votes.most_common(1)
+        differing = [one for one, found in hashes.items() if found not in (right, _UNKNOWN)]
+        if 2 * count <= len(members):
+            if rest := [one for one in members if one not in hashes]:  # It may be a majority.
+                self._ask(own, hashes, rest)
                 return
             differing = [0]
-        shown = ", ".join(f"{found} at {node:x}" for node, found in hashes.items())
+        shown = ", ".join(f"{found} at {one:x}" for one, found in hashes.items())
         what = "found data inconsistency with peers; see 'Members that differ' in the documentation"
         log.error(what, why=f"the hashes of revision {own.hash_revision} are {shown}")
         if self._raft.role == LEADER:

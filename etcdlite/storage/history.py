@@ -103,8 +103,7 @@ class History:
             for number in sorted(live.files):
                 path = f"{store.directory}/{layout.segment_name(number)}"
                 data.files[number] = store.disk.open_read(path)
-                is_active = number == live.active
-                data.sizes[number] = live.flushed if is_active else live.sizes[number]
+                data.sizes[number] = live.flushed if number == live.active else live.sizes[number]
         except OSError:
             self.close()
             raise

@@ -658,8 +658,7 @@ class CampaignCall(_QueueCall):
 class ProclaimCall(_ScriptedCall):
     def run(self, request: proto.ProclaimRequest) -> Script:
         leader = _leader_of(request)
-        lease = leader.lease or (yield _grant()).ID
-        header = yield from _proclaim(leader, request.value, lease)
+        header = yield from _proclaim(leader, request.value, leader.lease or (yield _grant()).ID)
         yield proto.ProclaimResponse(header=header)
 
 
