@@ -243,8 +243,7 @@ def _wrap(file_key: bytes, recipient: bytes) -> list[bytes]:
     secret = _shared_secret(ephemeral.secret, recipient)
     if secret is None:
         raise AgeError("the public key is none to which anything can be encrypted")
-    key = _hkdf(secret, share + recipient, _X25519)
-    body = _seal(file_key, bytes(12), key)
+    body = _seal(file_key, bytes(12), _hkdf(secret, share + recipient, _X25519))
     return [b"-> X25519 " + _base64(share), _base64(body)]
 
 
@@ -309,8 +308,7 @@ def _mac(file_key: bytes, header: bytes) -> bytes:
 
 def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
     """32 bytes of HKDF-SHA-256 (RFC 5869)."""
-    extracted = hmac.digest(salt or bytes(32), secret, "sha256")
-    return hmac.digest(extracted, info + b"\1", "sha256")
+    return hmac.digest(hmac.digest(salt or bytes(32), secret, "sha256"), info + b"\1", "sha256")
 
 
 def _chunk_nonce(number: int, is_last: bool) -> bytes:

@@ -121,8 +121,7 @@ def _sorted_steps(
 
 def _alarms(store: Store) -> Iterable[Item]:
     for key in store.buckets.get(layout.ALARM, ()):
-        alarm = proto.AlarmMember(memberID=int.from_bytes(key[:8], "big"), alarm=key[8])
-        yield alarm.encode(), b""
+        yield proto.AlarmMember(memberID=int.from_bytes(key[:8], "big"), alarm=key[8]).encode(), b""
 
 
 def _auth(store: Store) -> Iterable[Item]:

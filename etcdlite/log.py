@@ -193,8 +193,7 @@ def _write(level: int, message: str, fields: dict[str, Any]) -> None:
             fields["lost_lines"] = lost - _lost_reported
         complete = True
         for fd in _outputs:
-            line = _line(level, stamp, caller, message, fields, fd in _in_journal)
-            complete &= _put(fd, line)
+            complete &= _put(fd, _line(level, stamp, caller, message, fields, fd in _in_journal))
         if complete:
             _lost_reported = lost
     except Exception:

@@ -180,8 +180,7 @@ def piece(
     seen, records, rest = next(_pages(store, request, revision, piece_bytes))
     count = before + seen
     tail = b"" if rest else _tail(False, count)
-    kvs = _with_fields(_read(store, request, records))
-    return b"".join([*kvs, tail]), count, rest and rest[0]
+    return b"".join([*_with_fields(_read(store, request, records)), tail]), count, rest and rest[0]
 
 
 def _pages(

@@ -822,8 +822,7 @@ def _frame(
         body += bytes(-(len(body) + OVERHEAD_BYTES) % _FRAME_HEADER_BYTES)
         body = seal.key.seal(body, seal.frame_place(sequence, position))
     chain = crc32(body, chain)
-    blank = _blank(body, position)
-    return frame_header(len(body), sequence, salt, chain, blank) + body, chain
+    return frame_header(len(body), sequence, salt, chain, _blank(body, position)) + body, chain
 
 
 def _sealed_header(plain: bytes, key: Key | None) -> tuple[bytes, _Seal | None]:

@@ -361,8 +361,7 @@ def _show_each(session: Session, kind: str, what: str, method: str, **fields: An
     answered = [answer for answer in answers if answer.response is not None]
     session.show(kind, answered)
     if kind == "endpoint_hashkv":
-        bases = {(a.response.hash_revision, a.response.compact_revision) for a in answered}
-        if len(bases) > 1:
+        if len({(a.response.hash_revision, a.response.compact_revision) for a in answered}) > 1:
             what = "Warning: these hashes cannot be compared: they end at different revisions (give"
             say(f"{what} --rev), or a compaction has not reached all members yet (ask again)")
     return 0 if len(answered) == len(answers) else EXIT_FAILED

@@ -58,8 +58,7 @@ def _gather(session: Session) -> Facts:
         machine.probe_disk(facts.unscraped_machine)
     if here is not None:
         unseen += here.unseen
-    names = backup_status.NAMES
-    is_told = any(series.all(name) for _, series in facts.scraped for name in names)
+    is_told = any(series.all(name) for _, series in facts.scraped for name in backup_status.NAMES)
     if not is_told and (facts.machine is None or not facts.machine.backup):
         unseen.append("backups (no member reports one; see etcdlite-backup.timer)")
     return facts._replace(now_s=time.time(), unseen=tuple(unseen))

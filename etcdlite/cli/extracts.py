@@ -158,8 +158,7 @@ def _narrowed(session: Session, state: State) -> State:
         return state
     for prefix in wanted:
         if not extract.in_prefixes(prefix, state.prefixes):
-            shown = os.fsdecode(prefix)
-            raise Failure(f"--prefix {shown}: the file does not have all these keys")
+            raise Failure(f"--prefix {os.fsdecode(prefix)}: the file does not have all these keys")
     return state._replace(
         prefixes=wanted,
         key_values=lambda: (kv for kv in state.key_values() if extract.in_prefixes(kv.key, wanted)),

@@ -82,8 +82,7 @@ class Finding(NamedTuple):
 
     @property
     def line(self) -> str:
-        severity = SEVERITIES[self.severity]
-        return f"{severity}: {self.where}: {self.what}; {self.why}; {self.to_do}"
+        return f"{SEVERITIES[self.severity]}: {self.where}: {self.what}; {self.why}; {self.to_do}"
 
 
 class Facts(NamedTuple):

@@ -203,8 +203,7 @@ class Mirror:
         self._checkpoint_key = os.fsencode(flags["checkpoint-key"])
         self._most_ops = flags["max-txn-ops"] - bool(self._checkpoint_key)
         if self._most_ops < 1:
-            least = 1 + bool(self._checkpoint_key)
-            raise BadArguments(f"--max-txn-ops must be at least {least}")
+            raise BadArguments(f"--max-txn-ops must be at least {1 + bool(self._checkpoint_key)}")
         self._checkpoint_revision = 0
         """mod_revision of the checkpoint key; 0 if there is none."""
         self._source_id = 0

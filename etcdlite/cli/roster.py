@@ -117,8 +117,7 @@ class Roster:
         """(StatusResponse, seconds until it came) of the member at these URLs. Raises
         EtcdliteError."""
         began = time.monotonic()
-        status = self._session.ask("Maintenance.Status", self._client(urls))
-        return status, time.monotonic() - began
+        return self._session.ask("Maintenance.Status", self._client(urls)), time.monotonic() - began
 
     def _client(self, urls: tuple[str, ...]) -> Client:
         urls = tuple(map(dialled, urls))

@@ -143,8 +143,7 @@ class _ThreadLink(Link):
         self._resumed = _Signal()
 
     def start(self) -> None:
-        name = f"etcdlite {self.endpoint}"
-        threading.Thread(target=self._read, name=name, daemon=True).start()
+        threading.Thread(target=self._read, name=f"etcdlite {self.endpoint}", daemon=True).start()
 
     def flush(self) -> None:
         """Send what is queued, unless another thread is sending: it takes this along."""

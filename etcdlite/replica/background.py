@@ -99,8 +99,7 @@ class Background:
         is_active = self._clients_are_active(began)
         if is_active and began < self._rest_ends_at:
             return
-        has_many_writes = self._metrics.proposals_pending > FEW_WRITES
-        gives_way = not (is_active or self._was_cut or has_many_writes)
+        gives_way = not (is_active or self._was_cut or self._metrics.proposals_pending > FEW_WRITES)
         ends_at = began + SLICE_S
 
         def is_over() -> bool:

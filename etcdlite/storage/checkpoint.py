@@ -122,8 +122,7 @@ def unpack(disk: Disk, path: str) -> Iterator[tuple[int, bytes]]:
             body = file.pread(length, offset + len(header))
             crc = crc32(body, crc32(header[4:], crc))
             if crc != expected:
-                why = file.fault or "a chunk does not match its checksum"
-                raise DataDamaged(path, offset, why)
+                raise DataDamaged(path, offset, file.fault or "a chunk does not match its checksum")
             offset += len(header) + length
             if kind == END and offset != size:
                 raise DataDamaged(path, offset, "bytes follow the end of the checkpoint")

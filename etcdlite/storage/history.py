@@ -349,8 +349,7 @@ def _place(changes: Changes, at: int) -> tuple[int, int]:
 
 def _split(changes: Changes, end: tuple[int, int]) -> tuple[Changes, Changes]:
     """The changes up to this revision and sub-revision, and the others."""
-    places = list(zip(changes.revisions, changes.subs, strict=True))
-    at = bisect_right(places, end)
+    at = bisect_right(list(zip(changes.revisions, changes.subs, strict=True)), end)
     revisions, subs, kinds, bodies = changes
     return (
         Changes(revisions[:at], subs[:at], kinds[:at], bodies[:at]),

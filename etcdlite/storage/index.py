@@ -322,8 +322,7 @@ class Index:
         """The heads as chunks. A key that changes between chunks is in its old or new state."""
         heads = self.heads
         for keys in self._batches(heads):
-            packed = heads.packed(keys[0], keys[-1] + b"\0")
-            yield b"".join((_lengths(keys), *packed, *keys))
+            yield b"".join((_lengths(keys), *heads.packed(keys[0], keys[-1] + b"\0"), *keys))
 
     def pack_past(self) -> Iterator[bytes]:
         """The past as chunks. The entry of a key with many versions is cut into several pieces.

@@ -58,5 +58,4 @@ class Removal:
             spans.append((upper, end))
         if lower >= upper:
             return 0, [(start, end)]
-        count = keys.count(lower, upper) + counts[at] - removed
-        return max(0, count), spans
+        return max(0, keys.count(lower, upper) + counts[at] - removed), spans

@@ -118,8 +118,7 @@ class SortedTable(MutableMapping[bytes, Row]):
         if last - first > 16:
             ranks = self._part_ranks()  # After a change it visits all parts.
             return ranks[last] + stop - ranks[first] - begin
-        between = sum(map(len, self._parts[first:last]))
-        return max(0, between + stop - begin) if first <= last else 0
+        return max(0, sum(map(len, self._parts[first:last])) + stop - begin) if first <= last else 0
 
     def _spans(
         self, start: bytes, end: bytes | None, descends: bool = False

@@ -398,8 +398,7 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
     else:
         # A read confirms that this member still leads and has applied all that was acknowledged. A
         # leader that was paused must not renew a lease that another leader has let expire.
-        confirmed = partial(_leadership_confirmed, member, renewal, body, done)
-        member.reads.read(empty_read(confirmed))
+        member.reads.read(empty_read(partial(_leadership_confirmed, member, renewal, body, done)))
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}

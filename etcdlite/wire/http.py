@@ -539,8 +539,7 @@ class HttpSession(ClientSession):
             request.rpc.sent_bytes += len(body)
         if not request.has_head:
             self._begin_answer(request, 200, JSON, _GRPC)
-        pieces = json_mapping.pieces(request.method.response, body)
-        line = chain(('{"result":',), pieces, ("}\n",))
+        line = chain(('{"result":',), json_mapping.pieces(request.method.response, body), ("}\n",))
         if self._jobs or len(body) > INLINE_BYTES:
             self._add_job(line, len(body))
             return

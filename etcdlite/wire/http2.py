@@ -702,8 +702,7 @@ class Connection(Session):
 
     @property
     def has_more(self) -> bool:
-        has_held = self.flow.has_more or self._released or self._must_unblock
-        return bool(has_held) or super().has_more
+        return bool(self.flow.has_more or self._released or self._must_unblock) or super().has_more
 
     def produce(self) -> None:
         self.flow.frames_left = http2_flow.FRAMES_PER_SLICE
@@ -765,8 +764,7 @@ class Connection(Session):
         self.is_draining = True
         # Streams opened after an earlier GOAWAY were refused.
         self._farewell_id = min(self._farewell_id, self._last_id)
-        payload = _PAIR.pack(self._farewell_id, code) + text.encode()
-        self.outbox.append(frame(GOAWAY, 0, 0, payload))
+        self.outbox.append(frame(GOAWAY, 0, 0, _PAIR.pack(self._farewell_id, code) + text.encode()))
 
     # Time.
 

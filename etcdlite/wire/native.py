@@ -231,8 +231,7 @@ class NativeSession(ClientSession):
             return
         if not outbox.is_queued:
             outbox.wake()
-        head = FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, END)
-        outbox.parts += (head, body)
+        outbox.parts += (FRAME.pack(len(body) + MIN_FRAME_LENGTH, request_id, method, END), body)
         outbox.unsent_bytes += len(body) + FRAME_HEADER_BYTES
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:

@@ -207,8 +207,7 @@ def _describe(name: str | None) -> bytes:
     if name is None or name not in files():
         return _error(NOT_FOUND, "symbol or file not found")
     # Tools want the file that was asked for first.
-    parts = [sized(1, files()[part]) for part in reversed(_dependencies(name))]
-    return sized(4, b"".join(parts))
+    return sized(4, b"".join([sized(1, files()[part]) for part in reversed(_dependencies(name))]))
 
 
 def _error(code: int, text: str) -> bytes:
