@@ -147,6 +147,9 @@ class Limits(NamedTuple):
     max_events_at_once: int = 5_000
     """Events that are sent to synced watches at once; with more, the watches fall behind."""
 
+    max_event_bytes_at_once: int = 8 << 20
+    """Bytes of records that a change of several steps may write; with more, watches fall behind."""
+
     max_sends_at_once: int = 5_000
     """Synced watches that are sent an event at once; the others fall behind."""
 

@@ -96,6 +96,8 @@ class Store:
         self.events: list[Event] = []
         """Changes that the owner has not taken, for watches; whole revisions at each mark. Deleted
         keys beyond `max_events_at_once` are left out: watches read them from history."""
+        self._marked_offset = contents.data.offset
+        """Where the data file ended at the last mark."""
         self.pinned: list[int] = []
         """Revisions that unfinished reads need; a later compaction waits."""
         self.cut = contents.cut
@@ -327,6 +329,14 @@ class Store:
         self._changes.trim()
         if data.is_full:
             data.roll()
+        self._marked_offset = data.offset
+
+    def shed_events(self) -> None:
+        """Leave `events` to history, all but the first without its record, if they are large: a few
+        puts that keep a large value (`ignore_value`) write more than any request has."""
+        most_bytes = self.limits.max_event_bytes_at_once
+        if self.events and self.data.offset - self._marked_offset > most_bytes:
+            self.events = [(*self.events[0][:3], b"")]
 
     def fill_page(self) -> None:
         """Let what was marked reach the file completely, so that a sync makes all of it durable.

@@ -39,6 +39,7 @@ from etcdlite.mvcc import Store
 from etcdlite.plain_txn import GET, TARGETS, PlainTxn
 from etcdlite.proto import varint
 from etcdlite.ranges import AnswerTooLarge, is_plain, is_quick, key_range, range_steps, size_steps
+from etcdlite.storage.index import NO_HEAD
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.storage.steps import join_steps
 
@@ -316,6 +317,16 @@ def write_put(store: Store, request: proto.PutRequest) -> bytes:
     if damage is not None:
         raise Unanswerable(damage)
     return answer
+
+
+def kept_bytes(store: Store, request: Any) -> int:
+    """The size of the values that a request of any method writes again (`ignore_value`)."""
+    if isinstance(request, proto.PutRequest):
+        return store.index.heads.get(request.key, NO_HEAD)[5] if request.ignore_value else 0
+    if isinstance(request, PlainTxn) or not isinstance(request, proto.TxnRequest):
+        return 0
+    ops = (*request.success, *request.failure)
+    return sum(kept_bytes(store, op.request_put or op.request_txn) for op in ops)
 
 
 def delete_range_steps(
@@ -702,12 +713,12 @@ def _write_steps(
     store: Store, op: proto.RequestOp, began: int, reading: _Reading
 ) -> Generator[None, None, _Result]:
     if op.request_put is not None:
-        reading.step_bytes += len(op.request_put.value)
-        body = b""
+        begin, body = store.data.offset, b""
         try:
             body = write_put(store, op.request_put)
         except Unanswerable as applied:
             reading.fail(applied.why)
+        reading.step_bytes += store.data.offset - begin  # `ignore_value` may write a large value.
         reading.count(len(body))
         return _Result(b"\x12", _header(began + store.is_writing), (body,))
     parts = yield from _delete_steps(store, op.request_delete_range, reading)

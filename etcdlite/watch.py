@@ -373,15 +373,15 @@ class WatchHub:
 
     def notify(self, events: Sequence[Event], last: int = 0) -> None:
         """Send what was just applied: all events of the next revisions, ascending. `last` is the
-        last of these revisions. If there are more than `max_events_at_once`, the rest may be left
-        out."""
+        last of these revisions. If there are more than `max_events_at_once`, or the first has no
+        record, the rest may be left out."""
         if not events:
             return
         first, last = events[0][0], last or events[-1][0]
         assert self.revision < first <= last, (self.revision, first, last)
         self.revision = last
         if self.lag is None and self.synced.watches:
-            if len(events) > self.limits.max_events_at_once:
+            if len(events) > self.limits.max_events_at_once or not events[0][3]:
                 self._start_lag(first)
             else:
                 begin = size = 0

@@ -108,6 +108,33 @@ def test_a_write_has_room_although_another_session_uses_all(
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
 
 
+@pytest.mark.parametrize("in_txn", [False, True])
+def test_a_write_does_not_wait_for_many_that_keep_a_large_value(
+    lone: Paced, in_txn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "MAX_IN_FLIGHT_BYTES", 1 << 18)
+    flooder, client = Client(), Client()
+    propose(lone, flooder, 1, PUT, proto.PutRequest(key=b"f", value=bytes(1 << 16)))
+    lone.settle()
+    keeping: Any = proto.PutRequest(key=b"f", ignore_value=True)
+    if in_txn:
+        ops = [proto.RequestOp(request_put=keeping)]
+        nested = proto.TxnRequest(failure=ops, compare=[proto.Compare(key=b"f")])
+        keeping = proto.TxnRequest(success=[proto.RequestOp(request_txn=nested)])
+    for n in range(100):
+        propose(lone, flooder, n + 2, TXN if in_txn else PUT, keeping)
+    propose(lone, client, 1, PUT, proto.PutRequest(key=b"c"))
+    while not client.answers:
+        turn(lone.member)
+        saves = lone.member.take_saves()
+        lone.wal.save_all(saves)
+        lone.member.persisted(saves)
+    assert len(flooder.answers) < 20
+    lone.settle()
+    assert len(flooder.answers) == 101 and not flooder.failures
+    assert lone.member.writes._in_flight_bytes == 0
+
+
 def test_writes_in_line_time_out(lone: Paced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writes, "MAX_IN_FLIGHT", 2)
     client = Client()

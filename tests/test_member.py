@@ -28,6 +28,7 @@ from etcdlite.replica import reads as reading
 from etcdlite.replica import writes as writing
 from etcdlite.request import Waiter
 from etcdlite.server import may_rest
+from etcdlite.storage.data import DataFile
 from etcdlite.storage.layout import OFFSET_MASK, DataDamaged, segment_name
 from etcdlite.storage.past import PAST
 from etcdlite.wire import streams
@@ -922,6 +923,44 @@ def test_a_watch_gets_all_events_of_a_large_delete_though_few_are_kept() -> None
     assert 50 < kept < 100, kept
     keys = [event.kv.key for response in sink.responses for event in response.events]
     assert keys == [b"key%07d" % number for number in range(1000)] + [b"key-after"]
+
+
+@pytest.mark.parametrize("in_txn", [False, True])
+def test_puts_that_keep_large_values_hold_few_of_them_in_memory(
+    in_txn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(
+        step_bytes=4096,
+        flush_bytes=4096,
+        pack_bytes=4096,
+        slice_bytes=4096,
+        history_chunk_bytes=4096,
+        event_chunk_bytes=4096,
+        max_event_bytes_at_once=20_000,
+    )
+    rig = filled(100, bytes(2000), limits=limits)
+    sink = Sink()
+    rig.member.hub.open(sink).create(proto.WatchCreateRequest(key=b"key", range_end=b"kez"))
+    flushed_bytes, kept_bytes = [], []
+    flush = DataFile.flush
+
+    def measured(data: DataFile) -> None:
+        flushed_bytes.append(data.offset - data.flushed)
+        kept_bytes.append(sum(len(event[3]) for event in rig.member.state.store.events))
+        flush(data)
+
+    monkeypatch.setattr(DataFile, "flush", measured)
+    puts = [PutRequest(key=b"key%07d" % n, ignore_value=True) for n in range(100)]
+    ops = [proto.RequestOp(request_put=put) for put in puts]
+    requests = [proto.TxnRequest(success=ops)] if in_txn else puts
+    for request in requests:
+        rig.send(request)
+    rig.settle()
+    assert max(flushed_bytes) < 4096 + 2500
+    assert max(kept_bytes) < 20_000 + 4096 + 2500
+    events = [event for response in sink.responses for event in response.events]
+    assert [event.kv.key for event in events] == [put.key for put in puts]
+    assert {event.kv.value for event in events} == {bytes(2000)}
 
 
 @pytest.mark.parametrize("in_txn", [False, True])

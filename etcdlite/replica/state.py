@@ -118,6 +118,7 @@ class State:
         try:
             if last is None:
                 self.store.data.flush_part()
+                self.store.shed_events()
             else:
                 self.store.mark(last.index, last.term)
         except OSError as failure:
@@ -181,6 +182,8 @@ class State:
                 if method == methods.PUT:
                     answer = txn.put(store, request)
                     self.metrics.puts += 1
+                    if request.ignore_value:
+                        step_left = 0  # It has written a value, which may be large.
                 elif method == methods.TXN:
                     if isinstance(request, PlainTxn):
                         step_left -= request.count

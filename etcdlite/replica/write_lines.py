@@ -7,7 +7,7 @@ order of the writes of one connection is kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from etcdlite.request import Waiter, connection
@@ -30,8 +30,8 @@ class WriteLines(dict[Any, "deque[Waiting]"]):
     def add(self, write: Waiting) -> None:
         self.setdefault(connection(write.waiter.session), deque()).append(write)
 
-    def take(self, count: int, size_bytes: int) -> Iterator[Waiting]:
-        """The next writes in turn: at most this many, and about this many bytes."""
+    def take(self, count: int, size_bytes: int, kept: Callable[[Waiter], int]) -> Iterator[Waiting]:
+        """The next writes in turn: at most this many, and about this many bytes, with `kept`."""
         while self and count > 0 and size_bytes > 0:
             session, line = next(iter(self.items()))
             del self[session]
@@ -39,7 +39,7 @@ class WriteLines(dict[Any, "deque[Waiting]"]):
             if line:
                 self[session] = line
             count -= 1
-            size_bytes -= len(write.frame)
+            size_bytes -= len(write.frame) + kept(write.waiter)
             yield write
 
     def expire(self, since: float, limit: int) -> list[Waiting]:

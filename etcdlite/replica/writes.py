@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from etcdlite import log, methods, proto
+from etcdlite import log, methods, proto, txn
 from etcdlite.auth import OWN, Author
 from etcdlite.errors import INVALID_ARGUMENT, EtcdError, error
 from etcdlite.frames import frame as native_frame
@@ -82,7 +82,7 @@ _CHECKS = {
 class Batch:
     """The writes of one entry that wait for it to be applied."""
 
-    __slots__ = ("data", "kind", "since", "size_bytes", "term", "waiters")
+    __slots__ = ("data", "kept_bytes", "kind", "since", "size_bytes", "term", "waiters")
 
     def __init__(
         self, kind: int, data: bytes, waiters: list[Waiter], since: float, size_bytes: int
@@ -92,6 +92,7 @@ class Batch:
         self.waiters = waiters
         self.since = since
         self.size_bytes = size_bytes
+        self.kept_bytes = 0  # As `Writes._kept_bytes`.
         self.term = 0
         """The term for which it was proposed; 0 if no leader can have it."""
 
@@ -127,6 +128,7 @@ class Writes:
         """The author that the entry of the new writes names last."""
         self._has_newer = False
         """A method that not every cluster version allows was proposed."""
+        self._may_keep = False  # A write was proposed that may write the value of a key again.
         self._lines = WriteLines()
         """What waits because enough is in flight."""
         self._in_flight_bytes = 0
@@ -174,6 +176,7 @@ class Writes:
             return
         if method in methods.SINCE:
             self._has_newer = True
+        self._may_keep |= method == methods.TXN or (method == methods.PUT and request.ignore_value)
         size = len(frame) + REQUEST_BYTES
         proposed_bytes = self._alarms.proposed_bytes + size
         if proposed_bytes > MAX_PROPOSED_BYTES and not self._exceed_limit(session, proposed_bytes):
@@ -322,7 +325,7 @@ class Writes:
         if (
             self._lines
             or self._metrics.proposals_pending + len(waiters) > MAX_IN_FLIGHT
-            or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
+            or self._in_flight_bytes + size + self._kept_bytes(*waiters) > MAX_IN_FLIGHT_BYTES
         ):
             waiters, frames = self._take_turns(since, waiters, frames)
             if not waiters:
@@ -368,6 +371,7 @@ class Writes:
         for write in self._lines.take(
             MAX_IN_FLIGHT - self._metrics.proposals_pending,
             MAX_IN_FLIGHT_BYTES - self._in_flight_bytes,
+            self._kept_bytes,
         ):
             if write.author != author:
                 author = write.author
@@ -378,6 +382,10 @@ class Writes:
             waiters.append(write.waiter)
             frames.append(write.frame)
         return waiters, frames
+
+    def _kept_bytes(self, *waiters: Waiter) -> int:
+        """The size of the values that these writes will write again (`ignore_value`)."""
+        return sum(txn.kept_bytes(self._state.store, w.request) for w in waiters if self._may_keep)
 
     def _propose_entry(
         self, kind: int, waiters: list[Waiter], frames: list[bytes], since: float
@@ -391,7 +399,8 @@ class Writes:
         if kind == ENTRY_CONF_CHANGE:
             self._alarms.proposed_bytes += size
         batch = Batch(kind, data, waiters, since, size)
-        self._in_flight_bytes += size
+        batch.kept_bytes = self._kept_bytes(*waiters)
+        self._in_flight_bytes += size + batch.kept_bytes
         self._waiting[number] = batch
         count = len(waiters)
         self._metrics.proposals_pending += count
@@ -519,7 +528,7 @@ class Writes:
     def _drop(self, number: int) -> Batch:
         batch = self._waiting.pop(number)
         self._alarms.proposed_bytes -= batch.size_bytes
-        self._in_flight_bytes -= batch.size_bytes
+        self._in_flight_bytes -= batch.size_bytes + batch.kept_bytes
         self._metrics.proposals_pending -= len(batch.waiters)
         if batch.kind == ENTRY_CONF_CHANGE and (session := batch.waiters[0].session) is not None:
             self._changes.free(session)
