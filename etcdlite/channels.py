@@ -174,8 +174,7 @@ def _read_credentials(settings: Config, prefix: str) -> Any:
     """The `Credentials` of the flags with this prefix. Raises CredentialsError, StartError."""
     from etcdlite import credentials
 
-    purposes = (PEERS,) if prefix else (CLIENTS, HTTP)
-    protocols = [_PROTOCOLS[purpose] for purpose in purposes]
+    protocols = [_PROTOCOLS[purpose] for purpose in ((PEERS,) if prefix else (CLIENTS, HTTP))]
     return credentials.Credentials(_tls_settings(settings, prefix), protocols)
 
 

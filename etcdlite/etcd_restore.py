@@ -215,8 +215,7 @@ class EtcdBackup:
         self._users[key] = user.encode()
 
     def _take_role(self, key: bytes, value: bytes) -> None:
-        role = proto.Role.decode(value)
-        if not key or role.name != key:
+        if not key or proto.Role.decode(value).name != key:
             raise ValueError(f"the record of role {key!r} has the name of another one")
         key.decode()
         self._roles[key] = value

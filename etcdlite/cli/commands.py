@@ -346,8 +346,7 @@ def defrag(session: Session) -> int:
     status = 0
     failed = "Failed to defragment etcd member[{}]"
     for endpoint in _each_endpoint(session):  # Not all at once: it slows a member.
-        answer = _ask_endpoint(session, failed, "Maintenance.Defragment", endpoint)
-        if answer.response is None:
+        if _ask_endpoint(session, failed, "Maintenance.Defragment", endpoint).response is None:
             status = EXIT_FAILED
         else:
             session.print(f"Finished defragmenting etcd member[{endpoint}]")

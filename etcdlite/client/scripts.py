@@ -473,8 +473,7 @@ class LeaseBase:
         self._stop_keep_alive = yield Start(keep_alive, f"etcdlite lease {self.id:x}")
 
     def _wait_lost(self, timeout_s: float | None) -> Script[bool]:
-        until_s = NEVER_S if timeout_s is None else monotonic() + timeout_s
-        if (yield self._ended, until_s):
+        if (yield self._ended, NEVER_S if timeout_s is None else monotonic() + timeout_s):
             self._ended.set()  # for the next one that waits
         return self.lost
 

@@ -192,8 +192,7 @@ class Logins:
             is_right = _compare(password, stored or decoy, name, cost)
             if not (is_right and stored):
                 raise error("AuthFailed")
-            is_old = passwords.is_bcrypt(stored)
-            new = passwords.hash_password(password, cost) if is_old else b""
+            new = passwords.hash_password(password, cost) if passwords.is_bcrypt(stored) else b""
             # The key may have been rotated during the check. The new one signs no older logins.
             seed = key or (auth.key if auth.revision == revision else b"")
             if not seed:

@@ -102,8 +102,7 @@ class VersionKeeper:
         if request.action == ACTIONS["CANCEL"]:
             if cluster_version.target is None:
                 raise error("NoInflightDowngrade")
-            lowest = self.lowest
-            if cluster_version.version < SETS_VERSION > (lowest or cluster_version.version):
+            if cluster_version.version < SETS_VERSION > (self.lowest or cluster_version.version):
                 raise EtcdError(
                     FAILED_PRECONDITION,
                     "etcdlite: not all members are connected and run etcdlite "

@@ -120,8 +120,7 @@ def read_request(cls: type[proto.Message], body: bytes, limit: int) -> Any:
 
 def _depth(body: bytes) -> int:
     """The number of objects and arrays around the most deeply nested value."""
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_strings = b"".join(plain.split(b'"')[::2])
+    outside_strings = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     depth = deepest = 0
     for byte in outside_strings.translate(None, _NO_BRACKETS):
         if byte in b"{[":

@@ -696,8 +696,7 @@ class HttpSession(ClientSession):
             self._fail(request, error("NoLeader"))
         elif request.deadline is not None and now >= request.deadline:
             request.deadline = None
-            late = EtcdError(*_LATE) if request.script is None else error("Timeout")
-            self._fail(request, late)
+            self._fail(request, EtcdError(*_LATE) if request.script is None else error("Timeout"))
 
     def input_is_late(self) -> None:
         if self._request is None or self._discards:
