@@ -209,8 +209,7 @@ class SealedFile(File):
             skip = offset - self._on_disk
         if stop > self._on_disk:
             parts.append(self._tail)
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
-        return content[skip : skip + size_bytes]
+        return (parts[0] if len(parts) == 1 else b"".join(parts))[skip : skip + size_bytes]
 
     def _read_pages(self, page: int, stop: int, parts: list[bytes]) -> bool:
         """Append the content from `page` on, up to that with offset `stop`. Returns False if it
