@@ -218,8 +218,7 @@ class Connections:
 
     def are_from_clients(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> bool:
         """Whether any of the ready files is not a connection between members."""
-        first = self._turns.first
-        return any(key.data not in first for key, _ in ready)
+        return any(key.data not in self._turns.first for key, _ in ready)
 
     def tick(self, now: float, budget: Budget) -> None:
         """Enforce the deadlines and the limit of memory, in this turn and the next ones. Call it
