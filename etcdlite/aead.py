@@ -61,8 +61,7 @@ def _decryption(name: str, nonce_bytes: int) -> Function:
         assert len(nonce) == nonce_bytes and len(key) == KEY_BYTES
         # An array of no bytes has no address that C may be given.
         opened = ffi.new("unsigned char[]", size - TAG_BYTES or 1)
-        failed = fast(opened, ffi.NULL, ffi.NULL, ciphertext, size, ad, len(ad), nonce, key)
-        if failed:
+        if fast(opened, ffi.NULL, ffi.NULL, ciphertext, size, ad, len(ad), nonce, key):
             raise CryptoError("the ciphertext is not authentic")
         return ffi.buffer(opened, size - TAG_BYTES)[:]
 

@@ -416,8 +416,7 @@ class Raft:
             # A pre-vote changes no term. Neither does its grant, which carries the term that the
             # candidate would have.
             if kind != PRE_VOTE and (kind != PRE_VOTE_RESP or message.reject):
-                from_leader = kind in (APP, HEARTBEAT, SNAP)
-                self._become_follower(term, message.sender if from_leader else 0)
+                self._become_follower(term, message.sender if kind in (APP, HEARTBEAT, SNAP) else 0)
         elif term < self.term:
             if kind in (APP, HEARTBEAT):
                 # A deposed leader learns the higher term from the answer. Vote requests would tell
@@ -697,8 +696,7 @@ class Raft:
             or (self.vote == 0 and self.leader == 0)
             or (is_pre_vote and message.term > self.term)
         )
-        last_term = log.term(log.last)
-        up_to_date = (message.log_term, message.index) >= (last_term, log.last)
+        up_to_date = (message.log_term, message.index) >= (log.term(log.last), log.last)
         granted = can_vote and up_to_date
         if granted and not is_pre_vote:
             self.vote = message.sender

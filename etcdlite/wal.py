@@ -707,8 +707,7 @@ class _Recovery:
             if crc != crc32(body, chain):
                 if last and stop >= end and _blank(body, position) > blank:
                     break
-                why = f"the checksum of frame {sequence} does not match"
-                raise WALDamaged(path, position, why)
+                raise WALDamaged(path, position, f"the checksum of frame {sequence} does not match")
             if seal is not None:
                 body = _opened(body, seal, sequence, path, position)
             at, body_bytes = 0, len(body)
