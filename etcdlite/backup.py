@@ -74,7 +74,8 @@ def restore(
         name, initial_cluster, initial_cluster_token, initial_advertise_peer_urls
     )
     with opened(path, identities) as file:
-        backup = (EtcdBackup if is_etcd(file) else _OwnBackup)(path, file, skip_hash_check, progress)
+        kind = EtcdBackup if is_etcd(file) else _OwnBackup
+        backup = kind(path, file, skip_hash_check, progress)
         if bump_revision and backup.revision + bump_revision > MAX_REVISION:
             raise SnapshotError(
                 f"revision {backup.revision + bump_revision} is too high; bump the revision by less"

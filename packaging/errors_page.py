@@ -96,7 +96,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "ClusterIDMismatch": "The member belongs to another cluster: correct the URL, or "
         "`initial-cluster` and the token of the new member.",
         "NotSupportedForLearner": "Ask a voting member. Etcd's Go clients do so themselves if they "
-        "know one; those of 3.4 and 3.5 get 14 Unavailable for that.",
+        "know one; those of 3.4 and 3.5 get 14 Unavailable for that, on which those before 3.5.14 "
+        "repeat reads only.",
         "BadLeaderTransferee": "The new leader must be a voting member.",
         "NotCapable": "The cluster does not have that feature yet.",
     },

@@ -47,8 +47,10 @@ from etcdlite.wire.http import (
     INLINE_BYTES,
     LINGER_S,
     MAX_HEAD_BYTES,
+    MAX_HEAD_LINES,
     MAX_UNREAD_BYTES,
     MAX_WAITING_BYTES,
+    PIECE_BYTES,
     HttpSession,
 )
 from etcdlite.wire.session import INVALID_TOKEN
@@ -1079,6 +1081,21 @@ def refused(browser: Browser, data: bytes) -> Answer:
 def test_smuggling_and_nonsense_are_refused(browser: Browser, status: int, data: bytes) -> None:
     answer = refused(browser, b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\n" + data)
     assert answer.status == status, answer
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"Transfer-Encoding: chunked\r\n\r\n5\r\n\n\n\n\n\n\r\n0\r\n"]
+)
+def test_a_head_of_very_many_lines_is_not_parsed(browser: Browser, begin: bytes) -> None:
+    head = b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\n" + begin
+    answer = refused(browser, head + b"a:\n" * (MAX_HEAD_LINES + PIECE_BYTES))
+    assert answer.status == 431, answer
+    browser = Browser(browser.lone)
+    browser.send(
+        head + b"a:\n" * (MAX_HEAD_LINES - 20) + b"Content-Length: 0\r\n" * (not begin) + b"\r\n"
+    )
+    (answer,) = browser.answers("POST")
+    assert answer.status == 400, answer
 
 
 @pytest.mark.parametrize("other", [b"", b"Transfer-Encoding: chunked\r\n"])

@@ -64,8 +64,7 @@ def save(session: Session) -> None:
         error.filename = error.filename or path  # The error of a write has no file name.
         raise Failure(f"could not save to {os_error_text(error)}", EXIT_INTERRUPTED) from None
     # What is written to a pipe, perhaps standard output, must be the backup alone.
-    tell = session.print if partial.is_plain else say
-    tell(f"Snapshot saved at {path}")
+    (session.print if partial.is_plain else say)(f"Snapshot saved at {path}")
 
 
 class _Checked:

@@ -676,7 +676,8 @@ def lease_keep_alive_once(lease: SupportsInt, *, timeout_s: float | None = None)
             raise LeaseNotFound()
         return response.TTL
 
-    return Op("Lease.LeaseKeepAlive", proto.LeaseKeepAliveRequest(ID=int(lease)), result, timeout_s)
+    request = proto.LeaseKeepAliveRequest(ID=int(lease))
+    return Op("Lease.LeaseKeepAlive", request, result, timeout_s)
 
 
 def lease_time_to_live(

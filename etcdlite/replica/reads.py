@@ -385,8 +385,7 @@ class Reads:
                 self.ready.append((index, others, since))
                 reads = [read for read in reads if read.method in SERVED_BESIDE]
             for at, read in enumerate(reads, 1):
-                quick = self._serve(read)
-                if (not quick or at % step_reads == 0) and self._slice_is_over():
+                if (not self._serve(read) or at % step_reads == 0) and self._slice_is_over():
                     if at < len(reads):
                         self.ready.appendleft((0, reads[at:], since))
                     return

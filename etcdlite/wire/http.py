@@ -59,6 +59,9 @@ from etcdlite.wire.streams import CALLS
 MAX_HEAD_BYTES = 32 * 1024
 """The limit on a request's first line and headers (or trailers) together."""
 
+MAX_HEAD_LINES = 256
+"""More header lines are refused: the parser takes 4 us for each, and reads them all at once."""
+
 PIECE_BYTES = 2 * 1024
 """The parser gets input in pieces of this size."""
 
@@ -253,6 +256,9 @@ class HttpSession(ClientSession):
                     if not self.inbox.waiting_bytes:
                         self._has_rest = False
                         return
+                    # A head or trailers: of a body, nothing is left but the line before a chunk.
+                    if conn.trailing_data[0].count(b"\n") > MAX_HEAD_LINES:
+                        raise h11.RemoteProtocolError("too many header lines", 431)
                     conn.receive_data(self.inbox.take(PIECE_BYTES))
                 elif type(event) is h11.Request:
                     self._begin(event)
