@@ -443,8 +443,7 @@ def _decoder_source(cls: type[Message]) -> str:
     for field in fast:
         name, kind = field.name, field.kind
         if kind == "int64":  # Inline, because revisions mostly take several bytes.
-            sign = "    if v >> 63:\n        v -= 1 << 64\n"
-            read = _NUMBER.format(reader="_read_uint64") + sign
+            read = _NUMBER.format(reader="_read_uint64") + "    if v >> 63:\n        v -= 1 << 64\n"
         elif kind in _READERS:
             read = _NUMBER.format(reader=_READERS[kind].__name__)
         else:

@@ -618,7 +618,8 @@ class ElectionBase(Generic[LeaseT]):
 
     def _observations(self) -> Callable[[], Script[operations.KeyValue]]:
         """A function that makes the script of the next observation."""
-        return lambda: follow(self._calls, recipes.observe(recipes.line(self._name)))
+        recipe = recipes.observe(recipes.line(self._name))
+        return lambda: follow(self._calls, recipe)
 
 
 # The client.
