@@ -223,8 +223,8 @@ def measure(group: Group, workload: Workload, program: str | None, share: float)
 
 
 def order(names: list[str], number: int) -> list[str]:
-    """Who is measured first, second, and so on in a round: after as many rounds as there are names
-    each had every place once. The next ones have the reverse order, for who follows whom."""
+    """The order of the servers in a round. After as many rounds as there are servers, each has had
+    every place once. The next rounds reverse the order, so that each also follows every other."""
     turns, place = divmod(number, len(names))
     rotated = names[place:] + names[:place]
     return rotated[::-1] if turns % 2 else rotated

@@ -319,8 +319,8 @@ class Raft:
         self._pending_conf_index = 0
         self._uncommitted_bytes = 0
         self._removal_index = 0
-        # The first: the others do not know the commit index; the next append or `send_commit` tells
-        # them. The second: the last entry whose commit they are told at once.
+        # Whether the others lack the commit index (the next append or `send_commit` tells them);
+        # the index of the last entry whose commit is sent to them without delay.
         self.commit_is_unsent, self._awaited_index = False, 0
         # Reads as (member that asked, context): waiting for a round, and in the current round.
         self._reads_waiting: list[tuple[int, bytes]] = []

@@ -840,7 +840,8 @@ def test_the_member_that_differs_from_the_majority_is_found(cluster: Cluster, le
 def test_without_a_majority_no_member_is_called_wrong(
     cluster: Cluster, leads: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One of two is wrong, and nobody can tell which: an operator might replace the right one."""
+    """One of two members has wrong data, but nothing shows which one. If the alarm named one of
+    them, an operator might replace the good one."""
     cluster.client.put(cluster.leader, b"k", b"right")
     cluster.agree()
     down, other = cluster.followers

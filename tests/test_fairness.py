@@ -73,17 +73,21 @@ def propose(lone: LoneMember, session: Any, request_id: int, method: int, reques
     lone.member.writes.propose(Waiter(session, request_id, method, request), data)
 
 
+def turns_until_answered(lone: Paced, client: Client) -> None:
+    while not client.answers:
+        turn(lone.member)
+        saves = lone.member.take_saves()
+        lone.wal.save_all(saves)
+        lone.member.persisted(saves)
+
+
 def test_a_write_does_not_wait_for_all_writes_of_another_session(lone: Paced) -> None:
     flooder, client = Client(), Client()
     for n in range(3 * MAX_IN_FLIGHT):
         propose(lone, flooder, n + 1, PUT, proto.PutRequest(key=b"f%d" % n))
     turn(lone.member)
     propose(lone, client, 1, PUT, proto.PutRequest(key=b"c"))
-    while not client.answers:
-        turn(lone.member)
-        saves = lone.member.take_saves()
-        lone.wal.save_all(saves)
-        lone.member.persisted(saves)
+    turns_until_answered(lone, client)
     assert len(flooder.answers) <= 2 * MAX_IN_FLIGHT
     lone.settle()
     assert list(flooder.answers) == list(range(1, 3 * MAX_IN_FLIGHT + 1))  # Its order is kept.
@@ -124,11 +128,7 @@ def test_a_write_does_not_wait_for_many_that_keep_a_large_value(
     for n in range(100):
         propose(lone, flooder, n + 2, TXN if in_txn else PUT, keeping)
     propose(lone, client, 1, PUT, proto.PutRequest(key=b"c"))
-    while not client.answers:
-        turn(lone.member)
-        saves = lone.member.take_saves()
-        lone.wal.save_all(saves)
-        lone.member.persisted(saves)
+    turns_until_answered(lone, client)
     assert len(flooder.answers) < 20
     lone.settle()
     assert len(flooder.answers) == 101 and not flooder.failures

@@ -120,7 +120,7 @@ class RollbackCheck:
         """This member may vote, campaign and acknowledge."""
         ticks = raft.config.election_ticks + 1
         self._ticks_left = LEADER_TIMEOUTS * ticks if self._is_forced else ticks
-        """How long to wait for the others. In ticks, since a paused process hears nobody."""
+        """How long to wait for the others, in ticks: none passes while the process is paused."""
         self._path = f"{os.path.dirname(state.store.directory)}/positions"
         self._known = _load(state.store.disk, self._path)
         self._has_changed = False
