@@ -1,5 +1,5 @@
-"""`etcdlite-ctl cert`: the certificates are what TLS libraries, etcd and etcdctl accept, whichever
-tool makes them, and no file is lost."""
+"""`etcdlite-ctl cert`: the certificates are what TLS libraries, etcd and etcdctl accept, and no
+file is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import ssl
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,23 +22,7 @@ from rigs.real_etcd import distributed, running_etcd, without_settings
 
 from etcdlite import certificates
 from etcdlite import flags as server_flags
-from etcdlite.certificates import CertificateError, Pair, Profile
-
-Maker = Callable[[Profile, Pair | None], Pair]
-
-
-@pytest.fixture(params=["cryptography", "openssl"])
-def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    """The way to make certificates; `make` takes this one in the test."""
-    if request.param == "cryptography":
-        pytest.importorskip("cryptography")
-        found: Maker = certificates.with_cryptography
-    else:
-        if not shutil.which("openssl"):
-            pytest.skip("needs the command openssl")
-        found = certificates.with_openssl
-    monkeypatch.setattr(certificates, "maker", lambda: found)
-    return found
+from etcdlite.certificates import Pair, Profile
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +33,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def ctl(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `etcdlite-ctl cert` on one directory."""
-    try:
-        certificates.maker()
-    except CertificateError as failure:
-        pytest.skip(str(failure))
+    if not shutil.which("openssl"):
+        pytest.skip("needs the command openssl")
 
     def run(*words: str) -> Ended:
         return run_ctl("cert", *words, f"--dir={tmp_path / 'certs'}")
@@ -88,7 +69,7 @@ def shake(server: Pair, client: Pair | None, ca: str, host: str) -> None:
 
 
 def test_a_certificate_is_for_its_use_and_its_hosts_only(
-    maker: Maker, ctl: Callable[..., Ended], tmp_path: Path
+    ctl: Callable[..., Ended], tmp_path: Path
 ) -> None:
     for words in (
         ("init",),
@@ -120,30 +101,51 @@ def test_a_certificate_is_for_its_use_and_its_hosts_only(
     assert "subjectAltName" not in read
 
 
-def test_both_tools_make_the_same_certificate(authority: Authority, tmp_path: Path) -> None:
-    pytest.importorskip("cryptography")
-    if not shutil.which("openssl"):
-        pytest.skip("needs the command openssl")
+EXTENSIONS = {
+    "ca": """
+        X509v3 Basic Constraints: critical
+        CA:TRUE
+        X509v3 Key Usage: critical
+        Certificate Sign, CRL Sign
+        """,
+    "peer": """
+        X509v3 Basic Constraints: critical
+        CA:FALSE
+        X509v3 Key Usage: critical
+        Digital Signature
+        X509v3 Extended Key Usage:
+        TLS Web Server Authentication, TLS Web Client Authentication
+        X509v3 Subject Alternative Name:
+        DNS:m.lab, IP Address:10.0.0.1, IP Address:FD00:0:0:0:0:0:0:2
+        """,
+}
+IDENTIFIERS = ["X509v3 Authority Key Identifier:", "X509v3 Subject Key Identifier:"]
+
+
+@pytest.mark.parametrize("kind", EXTENSIONS)
+def test_a_certificate_has_what_its_profile_says_and_nothing_else(
+    kind: str, authority: Authority, tmp_path: Path
+) -> None:
     now = int(time.time())
-    texts = []
-    for make in (certificates.with_cryptography, certificates.with_openssl):
-        for kind in ("peer", "ca"):
-            hosts = ("m.lab", "10.0.0.1", "fd00::2") if kind == "peer" else ()
-            profile = Profile(kind, "some name", hosts, now - 7, now + 40_000 * DAY_S)
-            made = make(profile, authority.files if kind == "peer" else None)
-            path = tmp_path / "it"
-            path.write_text(made.certificate)
-            read = decoded(str(path))
-            assert len(read.pop("serialNumber")) <= 40
-            assert ssl.cert_time_to_seconds(read["notBefore"]) == now - 7
-            command = ["openssl", "x509", "-noout", "-text", "-in", str(path)]
-            lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            extensions = lines.partition("X509v3 extensions")[2].partition("Signature")[0]
-            # The identifiers are hashes of keys, and the order does not matter.
-            plain = [line.strip() for line in extensions.splitlines() if line.count(":") < 19]
-            assert "BEGIN PRIVATE KEY" in made.key
-            texts.append((kind, read, sorted(plain)))
-    assert texts[0] == texts[2] and texts[1] == texts[3]
+    hosts = ("m.lab", "10.0.0.1", "fd00::2") if kind == "peer" else ()
+    profile = Profile(kind, "some name", hosts, now - 7, now + 40_000 * DAY_S)
+    made = certificates.make(profile, authority.files if kind == "peer" else None)
+    assert "BEGIN PRIVATE KEY" in made.key
+    path = tmp_path / "it"
+    path.write_text(made.certificate)
+    read = decoded(str(path))
+    assert len(read["serialNumber"]) <= 40 and read["version"] == 3
+    assert read["subject"] == ((("commonName", "some name"),),)
+    times = [ssl.cert_time_to_seconds(read[name]) for name in ("notBefore", "notAfter")]
+    assert times == [now - 7, now + 40_000 * DAY_S]
+    command = ["openssl", "x509", "-noout", "-text", "-in", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "ecdsa-with-SHA256" in text and "NIST CURVE: P-256" in text
+    extensions = text.partition("X509v3 extensions:")[2].partition("Signature Algorithm")[0]
+    # The identifiers are hashes of keys, and the order does not matter.
+    plain = [line.strip() for line in extensions.splitlines() if line.count(":") < 19]
+    expected = [line.strip() for line in EXTENSIONS[kind].splitlines()]
+    assert sorted(filter(None, plain)) == sorted([*filter(None, expected), *IDENTIFIERS])
 
 
 def test_keys_are_for_their_owner_alone_and_no_file_is_replaced_unasked(
@@ -257,16 +259,12 @@ def test_what_is_not_a_ca_signs_nothing(ctl: Callable[..., Ended], tmp_path: Pat
     assert not (folder / "m1-server.crt").exists()
 
 
-def test_without_a_tool_the_error_says_what_to_install(
+def test_without_openssl_the_error_says_what_to_install(
     ctl: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography", None)
-    monkeypatch.setitem(sys.modules, "cryptography.x509", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     ended = ctl("init")
     assert ended.status == 1 and "apt install openssl" in ended.stderr
-    with pytest.raises(CertificateError, match="python3-cryptography"):
-        certificates.maker()
 
 
 @contextlib.contextmanager
@@ -290,7 +288,7 @@ def secured_etcd(folder: Path, authority: Authority) -> Iterator[str]:
         yield f"https://{endpoint}"
 
 
-def test_real_etcd_and_etcdctl_take_the_certificates(maker: Maker, tmp_path: Path) -> None:
+def test_real_etcd_and_etcdctl_take_the_certificates(tmp_path: Path) -> None:
     authority = make_authority(tmp_path / "ca")
     alice = authority.issue("client", "alice", ())
     mallory = make_authority(tmp_path / "mallory").issue("client", "alice", ())
