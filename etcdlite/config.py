@@ -530,11 +530,12 @@ class _Resolver:
             "log_outputs": self._log_outputs(),
         }
         sources = {name: one.where for name, one in self._settings.items() if one.where}
-        self._check_listeners(sources)
+        config = Config(**values, sources=sources)
+        self._check_listeners(config)
         self._check_files_of_tls()
         self._check_tls("", (*_LISTEN_FLAGS[:1], *_LISTEN_FLAGS[2:]))
         self._check_tls("peer-", _LISTEN_FLAGS[1:2])
-        return Config(**values, warnings=tuple(self._warnings), sources=sources)
+        return config._replace(warnings=tuple(self._warnings))
 
     def _check_others(self) -> None:
         for flag in flags.OTHERS:
@@ -574,16 +575,15 @@ class _Resolver:
                 "data may be damaged, when this machine crashes or loses power; for tests only"
             )
 
-    def _check_listeners(self, sources: Mapping[str, str]) -> None:
+    def _check_listeners(self, config: Config) -> None:
         """One address serves one purpose."""
         if self._bad.intersection(_LISTEN_FLAGS):
             return
-        listeners = [(flag, url) for flag in _LISTEN_FLAGS for url in self._value(flag)]
-        # A member that is surely alone runs without its default port for members.
-        is_alone = _CLUSTER_FLAGS.isdisjoint(sources)
-        for position, (flag, url) in enumerate(listeners):
-            for other_flag, other in listeners[:position]:
-                is_optional = is_alone and "listen-peer-urls" in (flag, other_flag)
+        for position, (flag, url) in enumerate(config.listeners):
+            for other_flag, other in config.listeners[:position]:
+                # A member that is surely alone runs without its default port for members.
+                is_of_members = "listen-peer-urls" in (flag, other_flag)
+                is_optional = is_of_members and config.is_surely_alone
                 if collide(url, other) and not is_optional:
                     self._problem(
                         f"{self._shown(flag)}: {url} is also an address of {other_flag} ({other}); "

@@ -133,14 +133,9 @@ def _auth(store: Store) -> Iterable[Item]:
 def _members(store: Store) -> Iterable[Item]:
     for key, record in store.buckets.get(layout.MEMBER, {}).items():
         member = proto.Member.decode(record)
-        fields = {"id": member.ID, "peerURLs": list(member.peerURLs)}
-        if member.isLearner:
-            fields["isLearner"] = True
-        if member.name:
-            fields["name"] = member.name
-        if member.clientURLs:
-            fields["clientURLs"] = list(member.clientURLs)
-        yield key.hex().encode(), _json(fields)
+        names = ("isLearner", "name", "clientURLs")
+        given = {name: value for name in names if (value := getattr(member, name))}
+        yield key.hex().encode(), _json({"id": member.ID, "peerURLs": member.peerURLs, **given})
 
 
 def _meta(store: Store) -> Iterable[Item]:

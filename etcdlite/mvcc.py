@@ -38,7 +38,7 @@ from etcdlite.storage.layout import PUT, RECORD_HEADER, RECORD_HEADER_BYTES, U64
 from etcdlite.storage.past import DEAD, PAST, PAST_AND_TOMBSTONE
 from etcdlite.storage.recovery import Contents
 from etcdlite.storage.removal import Removal, Span
-from etcdlite.storage.steps import Job
+from etcdlite.storage.steps import Job, run
 
 _VALUE = [b"", *(b"\x2a" + varint(n) for n in range(1, 4096))]
 _KEY = [b"\x0a" + varint(n) for n in range(128)]
@@ -140,9 +140,7 @@ class Store:
         disk.make_dir(directory)
         store.data.roll()
         store.index.first_revision = 2
-        for task in store.checkpoint():
-            if task is not None:
-                task()
+        run(store.checkpoint())
         return store
 
     @classmethod

@@ -686,20 +686,19 @@ def _check_size(store: Store, ops: Sequence[Any], began: int) -> Generator[None,
     left = store.limits.max_answer_bytes
     has_written = False
     for op in ops:
-        asked = op.request_range or op.request_delete_range or op.request_put
         limit = 0
-        if asked is op.request_range:
+        if (asked := op.request_range) is not None:
             # At an old revision the number of keys that a range visits differs between members.
             if has_written or not is_plain(asked) or asked.revision > 0:
                 continue
             limit = max(0, asked.limit)
         else:
+            asked = op.request_put or op.request_delete_range
             has_written = True
             if not asked.prev_kv:
                 continue
-        range_end = b"" if asked is op.request_put else asked.range_end
-        if range_end:
-            start, end = key_range(asked.key, range_end)
+        if op.request_put is None and asked.range_end:
+            start, end = key_range(asked.key, asked.range_end)
             left -= yield from size_steps(store, start, end, began, limit, left + 1)
             yield
         else:

@@ -23,7 +23,6 @@ from etcdlite.channel import Channel, ChannelError
 from etcdlite.client import operations, scripts
 from etcdlite.client.calls import Dial, Script, Start
 from etcdlite.client.connection import Ticket, cause_of
-from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Broken, Link, keep_tcp_alive
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch
 from etcdlite.client.partial_file import PartialFile, opened
@@ -380,11 +379,7 @@ class AsyncWatch(scripts.WatchBase, _Begun):
 
     async def next_event(self, timeout_s: float | None = None) -> Event:
         """The next event. Raises Timeout if none comes in time, Closed if the watch is closed."""
-        until_s = NEVER_S if timeout_s is None else monotonic() + timeout_s
-        event = await run(self._next_event(until_s))
-        if event is None:
-            raise Closed(text="the watch is closed")
-        return event
+        return await run(self._awaited_event(timeout_s))
 
     async def batches(self) -> AsyncIterator[WatchBatch]:
         """The same events as they come, a batch for each message, and the progress marks."""

@@ -23,7 +23,6 @@ from etcdlite.channel import Channel, shake_hands
 from etcdlite.client import operations, scripts
 from etcdlite.client.calls import Calls, Dial, Script, Start
 from etcdlite.client.connection import RECEIVE_BYTES, cause_of
-from etcdlite.client.errors import Closed
 from etcdlite.client.link import NEVER_S, Link, connect
 from etcdlite.client.operations import Bytes, Event, KeyValue, Op, WatchBatch, WatchCursor
 from etcdlite.client.partial_file import opened
@@ -282,10 +281,7 @@ class Watch(scripts.WatchBase, _Closing):
 
     def next_event(self, timeout_s: float | None = None) -> Event:
         """The next event. Raises Timeout if none comes in time, Closed if the watch is closed."""
-        event = run(self._next_event(NEVER_S if timeout_s is None else monotonic() + timeout_s))
-        if event is None:
-            raise Closed(text="the watch is closed")
-        return event
+        return run(self._awaited_event(timeout_s))
 
     def batches(self) -> Iterator[WatchBatch]:
         """The same events as they come, a batch for each message, and the progress marks."""

@@ -246,6 +246,13 @@ class WatchBase:
             self._events.extend(batch.events)
         return event
 
+    def _awaited_event(self, timeout_s: float | None) -> Script[operations.Event]:
+        """Raises Timeout if no event comes in time, Closed if the watch is closed."""
+        until_s = NEVER_S if timeout_s is None else monotonic() + timeout_s
+        if (event := (yield from self._next_event(until_s))) is None:
+            raise Closed(text="the watch is closed")
+        return event
+
     def _next_batch(self, deadline_s: float = NEVER_S) -> Script[operations.WatchBatch | None]:
         """None when the watch is closed."""
         self._calls.check_process()
