@@ -298,7 +298,7 @@ class Connections:
         self._awake[connection.session] = None
         if connection.is_member:
             self._turns.first.add(ready)
-        late = self._places.take(connection, connection.host, connection.is_member)
+        late = self._places.take(connection)
         if late is not None:
             self.drop(late, "too many connections have not opened the protocol")
         return True
@@ -348,7 +348,7 @@ class Connections:
         if connection not in self.all:
             return
         self.all.discard(connection)
-        self._places.free(connection, connection.host, connection.is_member)
+        self._places.free(connection)
         self._by_session.pop(connection.session, None)
         self._producing.pop(connection.session, None)
         self._awake.pop(connection.session, None)
@@ -357,9 +357,9 @@ class Connections:
         self._turns.first.discard(connection.ready)
         connection.pending = b""
         if connection.channel is not None:
-            self._count(connection.channel, connection.is_member)
+            self._count_failed(connection, connection.channel)
             self._held.pop(connection, None)
-            self.handshakes.end(connection, connection.is_member)
+            self.handshakes.end(connection)
             connection.send_reason(is_broken=False)
         if connection.mask:
             self._selector.unregister(connection.sock)
@@ -474,7 +474,7 @@ class Connections:
         """Take a step of the handshake in a thread."""
         connection.is_waiting = True
         self._watch_socket(connection)
-        self.handshakes.step(connection, data, connection.is_member)
+        self.handshakes.step(connection, data)
 
     def stepped(self, result: Stepped) -> None:
         """A thread has taken a step of a handshake."""
@@ -490,12 +490,12 @@ class Connections:
         if channel.has_output:
             self.dirty.append(session)
         if channel.is_established:
-            self.handshakes.end(connection, connection.is_member)
+            self.handshakes.end(connection)
             if isinstance(session, Opening):
                 session.agreed = channel.alpn
         self.feed(connection, result.plaintext)
         if not channel.is_established:
-            late = self.handshakes.begun(connection, connection.is_member)
+            late = self.handshakes.begun(connection)
             if late is not None:
                 self.drop(late, "too many handshakes at once")
 
@@ -512,10 +512,10 @@ class Connections:
 
     def _break(self, connection: Connection, failure: ChannelError) -> None:
         """The channel of a connection is broken, or cannot be established."""
-        self.handshakes.end(connection, connection.is_member)
+        self.handshakes.end(connection)
         self._held.pop(connection, None)
         if connection.channel is not None:
-            self._count(connection.channel, connection.is_member)
+            self._count_failed(connection, connection.channel)
         connection.send_reason(is_broken=True)
         connection.channel = None
         session = connection.session
@@ -527,10 +527,10 @@ class Connections:
                 log.warn("closed a connection", why=why, remote_addr=connection.address)
         self.close(connection)
 
-    def _count(self, channel: Channel, is_member: bool) -> None:
+    def _count_failed(self, connection: Connection, channel: Channel) -> None:
         """Count the handshake of a connection that ends, if it is not complete."""
         if not channel.is_established:
-            self.member.metrics.failed_handshakes[channel.kind, is_member] += 1
+            self.member.metrics.failed_handshakes[channel.kind, connection.is_member] += 1
 
     def _process(self, connection: Connection) -> None:
         """Process the input that was read, for one slice."""

@@ -102,17 +102,13 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
-def _milliseconds(high: int) -> Kind:
-    """A plain number of milliseconds, as in etcd, or a duration with its unit."""
-
-    def parse(text: str) -> int:
-        if re.fullmatch(r"-?[0-9]+", text):
-            value = _whole_number(text, "a number of milliseconds")
-        else:
-            value = round(parse_seconds(text) * 1000)
-        return _in_range(value, 1, high, " ms")
-
-    return Kind("MS", parse, int, "_ms")
+def _milliseconds(text: str) -> int:
+    """Of a plain number of milliseconds, as in etcd, or a duration with its unit."""
+    if re.fullmatch(r"-?[0-9]+", text):
+        value = _whole_number(text, "a number of milliseconds")
+    else:
+        value = round(parse_seconds(text) * 1000)
+    return _in_range(value, 1, MAX_ELECTION_TIMEOUT_MS, " ms")
 
 
 def parse_truth(text: str) -> bool:
@@ -216,6 +212,7 @@ LIST = Kind("LIST", _items, list)
 BOOL = Kind("BOOL", parse_truth, bool)
 NUMBER = _number(-(1 << 62), 1 << 62)
 SIZE = _size(-(1 << 62), 1 << 62)
+MILLISECONDS = Kind("MS", _milliseconds, int, "_ms")
 DURATION = Kind("DURATION", parse_seconds, int, "_s")
 NOTIFY_INTERVAL = Kind("DURATION", lambda text: max(0.1, parse_seconds(text) or 600.0), int, "_s")
 """0 means 10 minutes; less than 100 ms is raised to that."""
@@ -307,9 +304,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
               "The leader compares the members this soon after a compaction; 0: never."),
         Flag("initial-corrupt-check", BOOL, "false",
               "Compare with the other members before serving clients."),
-        Flag("heartbeat-interval", _milliseconds(MAX_ELECTION_TIMEOUT_MS), "100",
+        Flag("heartbeat-interval", MILLISECONDS, "100",
               "Time between a leader's heartbeats, in milliseconds or with a unit."),
-        Flag("election-timeout", _milliseconds(MAX_ELECTION_TIMEOUT_MS), "1000",
+        Flag("election-timeout", MILLISECONDS, "1000",
               "Time without a leader before an election; at least 5 heartbeats, at most 50000."),
     ),
     "Storage": (

@@ -65,7 +65,7 @@ class Handshakes:
     """The handshakes that have begun and are not complete, and the threads that take their steps.
 
     A connection has a `channel`, which belongs to the thread from `step` until the result is
-    reported, a `host`, `is_closed` and `is_abandoned`."""
+    reported, a `host`, `is_member`, `is_closed` and `is_abandoned`."""
 
     def __init__(self, report: Callable[[Any], None]) -> None:
         """`report` is called in a thread with a `Stepped`."""
@@ -75,31 +75,31 @@ class Handshakes:
         self._lines: dict[bool, _Line] = {}
         """Made with their threads, for the first handshake."""
 
-    def step(self, connection: Any, data: bytes, is_member: bool) -> None:
+    def step(self, connection: Any, data: bytes) -> None:
         """Take the next step of a handshake, with these bytes from the other side."""
-        line = self._lines.get(is_member)
+        line = self._lines.get(connection.is_member)
         if line is None:
             line = _Line()
-            run = partial(self._run, line, self._begun[is_member])
+            run = partial(self._run, line, self._begun[connection.is_member])
             if failure := start_thread("handshakes", run):
                 self._report(Stepped(connection, b"", ChannelError(str(failure))))
                 return
-            self._lines[is_member] = line
+            self._lines[connection.is_member] = line
         line.put(connection, data)
 
-    def begun(self, connection: Any, is_member: bool) -> Any:
+    def begun(self, connection: Any) -> Any:
         """A step is done, and the handshake is not complete. Returns the connection that must be
         closed for it, or None."""
-        begun = self._begun[is_member]
+        begun = self._begun[connection.is_member]
         begun[connection] = None
         if len(begun) <= MAX_HANDSHAKES:
             return None
         ((host, _),) = Counter(one.host for one in begun).most_common(1)
         return next(one for one in begun if one.host == host)
 
-    def end(self, connection: Any, is_member: bool) -> None:
+    def end(self, connection: Any) -> None:
         """The handshake is complete, or the connection is closed."""
-        self._begun[is_member].pop(connection, None)
+        self._begun[connection.is_member].pop(connection, None)
 
     def _run(self, line: _Line, begun: dict[Any, None]) -> None:
         while True:

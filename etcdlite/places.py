@@ -53,17 +53,17 @@ class Places:
     def _is_exempt(self, host: str) -> bool:
         return self._exempts_loopback and ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
-    def take(self, connection: Any, host: str, is_member: bool) -> Any:
+    def take(self, connection: Any) -> Any:
         """Count a new connection. Returns the connection that must be closed for it, or None.
 
-        `connection` has a `session` (`session.py`)."""
+        `connection` has a `session` (`session.py`), a `host` and `is_member`."""
+        is_member = connection.is_member
         self._taken[is_member] += 1
-        if not is_member:
-            self._by_host[host] += 1
         unopened = self._unopened[is_member]
         unopened[connection] = None
         if is_member:
             return self._oldest(True) if self._taken[True] > MAX_MEMBER_CONNECTIONS else None
+        self._by_host[connection.host] += 1
         return self._oldest(False) if len(unopened) > MAX_UNOPENED else None
 
     def _oldest(self, is_member: bool) -> Any:
@@ -82,8 +82,9 @@ class Places:
             del unopened[connection]
         return None
 
-    def free(self, connection: Any, host: str, is_member: bool) -> None:
+    def free(self, connection: Any) -> None:
         """A connection is closed."""
+        host, is_member = connection.host, connection.is_member
         self._taken[is_member] -= 1
         self._unopened[is_member].pop(connection, None)
         if not is_member:

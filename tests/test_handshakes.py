@@ -31,7 +31,7 @@ class Connection:
     def __init__(self, channel: Channel, host: str = "10.0.0.1") -> None:
         self.channel = channel
         self.host = host
-        self.is_closed = self.is_abandoned = False
+        self.is_closed = self.is_abandoned = self.is_member = False
 
 
 def made(count: int) -> list[Any]:
@@ -42,7 +42,7 @@ def test_a_step_runs_in_a_thread_and_reports() -> None:
     results: queue.Queue[Stepped] = queue.Queue()
     steps = Handshakes(results.put)
     (one,) = made(1)
-    steps.step(one, b"hello", False)
+    steps.step(one, b"hello")
     assert results.empty()
     one.channel.may_end.set()
     assert results.get(timeout=30) == Stepped(one, b"HELLO", None)
@@ -52,9 +52,10 @@ def test_members_do_not_wait_for_clients() -> None:
     results: queue.Queue[Stepped] = queue.Queue()
     steps = Handshakes(results.put)
     client, member = made(2)
-    steps.step(client, b"slow", False)
+    member.is_member = True
+    steps.step(client, b"slow")
     member.channel.may_end.set()
-    steps.step(member, b"fast", True)
+    steps.step(member, b"fast")
     assert results.get(timeout=30).connection is member
     client.channel.may_end.set()
 
@@ -62,24 +63,26 @@ def test_members_do_not_wait_for_clients() -> None:
 def test_the_oldest_handshake_that_has_begun_gives_way() -> None:
     steps = Handshakes(lambda result: None)
     connections = made(MAX_HANDSHAKES + 3)
-    late = [steps.begun(one, False) for one in connections[:MAX_HANDSHAKES]]
+    late = [steps.begun(one) for one in connections[:MAX_HANDSHAKES]]
     assert late == [None] * MAX_HANDSHAKES
-    assert steps.begun(connections[1], False) is None, "another step of the same"
-    assert steps.begun(connections[-3], False) is connections[0]
-    steps.end(connections[0], False)
-    assert steps.begun(connections[-2], False) is connections[1]
-    steps.end(connections[1], False)
-    steps.end(connections[5], False)
-    assert steps.begun(connections[-1], False) is None
-    assert steps.begun(made(1)[0], True) is None, "members have places of their own"
+    assert steps.begun(connections[1]) is None, "another step of the same"
+    assert steps.begun(connections[-3]) is connections[0]
+    steps.end(connections[0])
+    assert steps.begun(connections[-2]) is connections[1]
+    steps.end(connections[1])
+    steps.end(connections[5])
+    assert steps.begun(connections[-1]) is None
+    (member,) = made(1)
+    member.is_member = True
+    assert steps.begun(member) is None, "members have places of their own"
 
 
 def test_the_address_with_the_most_gives_way() -> None:
     steps = Handshakes(lambda result: None)
     honest: Any = Connection(Waiting(), "10.0.0.2")
     crowd = made(MAX_HANDSHAKES)
-    steps.begun(honest, False)
-    late = [steps.begun(one, False) for one in crowd]
+    steps.begun(honest)
+    late = [steps.begun(one) for one in crowd]
     assert late[-1] is crowd[0] and not any(late[:-1])
 
 
@@ -88,11 +91,11 @@ def test_addresses_take_turns_and_the_newest_comes_first() -> None:
     steps = Handshakes(results.put)
     busy, first, second, third = made(4)
     other: Any = Connection(Waiting(), "10.0.0.2")
-    steps.step(busy, b"", False)
+    steps.step(busy, b"")
     assert busy.channel.began.wait(30)
     for one in (first, second, third, other):
         one.channel.may_end.set()
-        steps.step(one, b"", False)
+        steps.step(one, b"")
     busy.channel.may_end.set()
     order = [results.get(timeout=30).connection for _ in range(5)]
     assert order[0] is busy
@@ -109,7 +112,7 @@ def test_faults_are_reported_and_cost_the_connection_alone(monkeypatch: Any) -> 
                         (ValueError("?"), "a fault in etcdlite")):  # fmt: skip
         one: Any = Connection(Waiting(fault))
         one.channel.may_end.set()
-        steps.step(one, b"", False)
+        steps.step(one, b"")
         assert str(results.get(timeout=30).failure) == says
     assert logged == ["a fault in a handshake; please report it"]
 
@@ -131,7 +134,7 @@ def test_no_step_is_taken_for_a_connection_that_the_other_side_has_closed() -> N
         assert connection.is_abandoned
     assert connection.is_abandoned, "this side has closed it"
     left.is_abandoned = True
-    steps.step(left, b"hello", False)
+    steps.step(left, b"hello")
     assert "closed the connection" in str(results.get(timeout=30).failure)
     assert not left.channel.began.is_set()
 
@@ -144,9 +147,9 @@ def test_a_client_may_close_its_half_of_the_connection_after_its_request() -> No
     client.channel.may_end.set()
     for is_last in (False, True):
         client.is_abandoned = is_last
-        steps.step(client, b"get", False)
+        steps.step(client, b"get")
         assert results.get(timeout=30) == Stepped(client, b"GET", None)
-        assert is_last or steps.begun(client, False) is None
+        assert is_last or steps.begun(client) is None
 
 
 def test_a_closed_connection_is_passed_by() -> None:
@@ -155,6 +158,6 @@ def test_a_closed_connection_is_passed_by() -> None:
     closed, one = made(2)
     closed.is_closed = True
     one.channel.may_end.set()
-    steps.step(closed, b"", False)
-    steps.step(one, b"", False)
+    steps.step(closed, b"")
+    steps.step(one, b"")
     assert results.get(timeout=30).connection is one

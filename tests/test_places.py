@@ -16,17 +16,25 @@ from etcdlite.places import MAX_MEMBER_CONNECTIONS, MAX_UNOPENED, Places
 class Conn:
     """A connection, and its session."""
 
-    def __init__(self, is_open: bool = True, kept_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        is_open: bool = True,
+        kept_bytes: int = 0,
+        host: str = "10.0.0.1",
+        is_member: bool = False,
+    ) -> None:
         self.session = self
         self.is_open = is_open
         self.kept_bytes = kept_bytes
+        self.host = host
+        self.is_member = is_member
 
 
 def test_clients_never_take_the_places_of_members() -> None:
     it = Places(max_clients=100, max_per_address=0)
     for _ in range(100):
         assert not it.refusal("127.0.0.1", False)
-        it.take(Conn(), "127.0.0.1", False)
+        it.take(Conn(host="127.0.0.1"))
     assert it.refusal("127.0.0.1", False) == "connection limit reached"
     assert not it.refusal("127.0.0.1", True)
 
@@ -35,10 +43,10 @@ def test_an_address_has_a_quarter_of_the_places() -> None:
     it = Places(max_clients=100, max_per_address=0)
     connections = [Conn() for _ in range(25)]
     for connection in connections:
-        it.take(connection, "10.0.0.1", False)
+        it.take(connection)
     assert it.refusal("10.0.0.1", False) == "connection limit of its address reached"
     assert not it.refusal("10.0.0.2", False)
-    it.free(connections[0], "10.0.0.1", False)
+    it.free(connections[0])
     assert not it.refusal("10.0.0.1", False)
 
 
@@ -46,8 +54,8 @@ def test_an_address_has_a_quarter_of_the_places() -> None:
 def test_this_machine_may_have_all_places_unless_a_limit_is_configured(host: str) -> None:
     by_default, configured = Places(8, 0), Places(8, 2)
     for _ in range(2):
-        by_default.take(Conn(), host, False)
-        configured.take(Conn(), host, False)
+        by_default.take(Conn(host=host))
+        configured.take(Conn(host=host))
     assert not by_default.refusal(host, False)
     assert configured.refusal(host, False) == "connection limit of its address reached"
 
@@ -56,28 +64,28 @@ def test_the_oldest_connection_that_says_nothing_makes_room() -> None:
     it = Places(max_clients=10_000, max_per_address=0)
     silent = [Conn(is_open=False) for _ in range(MAX_UNOPENED)]
     for connection in silent:
-        assert it.take(connection, "10.0.0.1", False) is None
+        assert it.take(connection) is None
     silent[0].is_open = True
-    assert it.take(Conn(), "10.0.0.1", False) is None
-    assert it.take(Conn(is_open=False), "10.0.0.1", False) is None
-    assert it.take(Conn(is_open=False), "10.0.0.1", False) is silent[1]
-    it.free(silent[1], "10.0.0.1", False)
-    assert it.take(Conn(is_open=False), "10.0.0.1", False) is silent[2]
+    assert it.take(Conn()) is None
+    assert it.take(Conn(is_open=False)) is None
+    assert it.take(Conn(is_open=False)) is silent[1]
+    it.free(silent[1])
+    assert it.take(Conn(is_open=False)) is silent[2]
 
 
 def test_strangers_at_the_peer_port_make_room_for_members() -> None:
     it = Places(max_clients=10, max_per_address=0)
-    strangers = [Conn(is_open=False) for _ in range(MAX_MEMBER_CONNECTIONS)]
+    strangers = [Conn(is_open=False, is_member=True) for _ in range(MAX_MEMBER_CONNECTIONS)]
     for stranger in strangers:
-        it.take(stranger, "10.0.0.1", True)
+        it.take(stranger)
     assert not it.refusal("10.0.0.2", True)
-    assert it.take(Conn(), "10.0.0.2", True) is strangers[0]
+    assert it.take(Conn(host="10.0.0.2", is_member=True)) is strangers[0]
 
 
 def test_members_that_are_too_many_are_refused() -> None:
     it = Places(max_clients=10, max_per_address=0)
     for _ in range(places.MAX_MEMBER_CONNECTIONS):
-        it.take(Conn(), "10.0.0.1", True)
+        it.take(Conn(is_member=True))
     assert it.refusal("10.0.0.1", True) == "connection limit of the peer port reached"
 
 

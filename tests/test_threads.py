@@ -415,9 +415,9 @@ def test_without_a_thread_a_login_fails() -> None:
 def test_without_a_thread_a_handshake_fails_and_a_later_one_begins_again() -> None:
     done: list[Any] = []
     handshakes = Handshakes(done.append)
-    connection = SimpleNamespace(host="h", is_closed=False, is_abandoned=False)
+    connection = SimpleNamespace(host="h", is_member=False, is_closed=False, is_abandoned=False)
     for _ in range(2):
-        handshakes.step(connection, b"", False)
+        handshakes.step(connection, b"")
     assert [(str(step.failure), step.connection) for step in done] == [
         ("can't start new thread", connection)
     ] * 2
