@@ -1,9 +1,9 @@
 """The table of methods: one row for each method of the API and of the log.
 
-The protocols (native, gRPC, JSON), the metrics and the clients read this table. The functions that
-carry a method out are in their layers: handlers in `wire/api.py`, calls in `wire/streams.py`,
-readers in `replica/reads.py`, appliers in `replica/state.py`. Each layer asserts at import that it
-has a function for exactly the methods of its route (`by_number`).
+The protocols (native, gRPC, JSON), the metrics, reflection and the clients read this table. The
+functions that carry a method out are in their layers: handlers in `wire/api.py`, calls in
+`wire/streams.py`, readers in `replica/reads.py`, appliers in `replica/state.py`. Each layer asserts
+at import that it has a function for exactly the methods of its route (`by_number`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """The messages of etcd v3's API, of gRPC's health checks and of etcdlite's own protocol, as one
-table. `proto.py` makes a class and a codec of each message. The methods are in `methods.py`.
+table.
+
+`proto.py` makes a class and a codec of each message, `wire/reflection.py` the descriptors. The
+methods are in `methods.py`.
 """
 
 from __future__ import annotations

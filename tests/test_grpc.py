@@ -22,6 +22,7 @@ import h2.connection
 import h2.events
 import h2.settings
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.held_memory import held_bytes
@@ -34,11 +35,12 @@ from etcdlite import errors, methods, proto
 from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
 from etcdlite.wire import grpc as grpc_module
-from etcdlite.wire import hpack, http2, http2_state, streams
+from etcdlite.wire import hpack, http2, http2_state, reflection, streams
 from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES
 from etcdlite.wire.carried import CarryingSession
 from etcdlite.wire.grpc import GrpcSession, percent_encode
 from etcdlite.wire.grpc_request import ROUTES, read_request
+from etcdlite.wire.health import fields
 from etcdlite.wire.http2 import GHOST
 from etcdlite.wire.native import NativeSession
 from etcdlite.wire.session import INVALID_TOKEN
@@ -480,8 +482,12 @@ def test_a_timeout_that_is_no_number_is_refused(value: bytes) -> None:
             "/etcdserverpb.Watch/Watch",
             proto.WatchRequest(create_request=proto.WatchCreateRequest(key=b"k")),
         ),
+        (
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            proto.WatchRequest(progress_request=proto.WatchProgressRequest()),
+        ),
     ],
-    ids=["keep-alive", "watch"],
+    ids=["keep-alive", "watch", "reflection"],
 )
 def test_what_follows_the_message_that_ended_a_call_is_ignored(
     lone: LoneMember, path: str, message: Any, is_last: bool
@@ -1496,7 +1502,7 @@ def test_other_requests_are_answered_beside_a_large_range(lone: LoneMember) -> N
     assert client.put(b"other").status == 0
 
 
-# --- Health ----------------------------------------------------------------------------------
+# --- Health and reflection -------------------------------------------------------------------
 
 
 def test_health(client: Client) -> None:
@@ -1517,6 +1523,54 @@ def test_health(client: Client) -> None:
     client.pump()
     answer = client.answers[stream_id]
     assert answer.messages == [b"\x08\x01", b"\x08\x02", b"\x08\x01"] and not answer.is_ended
+
+
+def test_the_descriptors_are_those_of_the_schema() -> None:
+    pool = descriptor_pool.DescriptorPool()
+    for data in reflection.files().values():
+        pool.Add(descriptor_pb2.FileDescriptorProto.FromString(data))
+    for method in methods.METHODS.values():
+        if not method.service.startswith("etcdlite"):
+            service = pool.FindServiceByName(method.service)
+            described = service.methods_by_name[method.name]
+            assert described.input_type.name == method.request.NAME
+            assert described.output_type.name == method.response.NAME
+            kinds = descriptor_pb2.MethodDescriptorProto()
+            described.CopyToProto(kinds)
+            assert kinds.client_streaming == method.client_stream
+            assert kinds.server_streaming == method.server_stream
+    compare = pool.FindMessageTypeByName("etcdserverpb.Compare")
+    assert [f.name for f in compare.oneofs_by_name["target_union"].fields] == [
+        "version", "create_revision", "mod_revision", "value", "lease",
+    ]  # fmt: skip
+    assert compare.fields_by_name["result"].enum_type.full_name.endswith("Compare.CompareResult")
+    assert pool.FindServiceByName("grpc.health.v1.Health").methods_by_name["Watch"]
+
+
+@pytest.mark.parametrize("service", reflection.SERVICES)
+def test_reflection(client: Client, service: str) -> None:
+    def ask(stream_id: int, request: bytes) -> dict[int, Any]:
+        client.h2.send_data(stream_id, framed(request))
+        client.pump()
+        return dict(fields(client.answers[stream_id].messages[-1]))
+
+    stream_id = client.open(f"/{service}/ServerReflectionInfo")
+    listed = ask(stream_id, b"\x3a\x01*")
+    names = [dict(fields(item))[1].decode() for _, item in fields(listed[6])]
+    assert "etcdserverpb.KV" in names and "grpc.health.v1.Health" in names and service in names
+    assert set(names) >= {path.split(b"/")[1].decode() for path in ROUTES}
+    symbol = b"etcdserverpb.KV.Put"
+    found = ask(stream_id, bytes((0x22, len(symbol))) + symbol)
+    parts = [descriptor_pb2.FileDescriptorProto.FromString(d) for _, d in fields(found[4])]
+    assert parts[0].name == "rpc.proto"
+    assert {p.name for p in parts} == {"rpc.proto", "kv.proto", "auth.proto"}
+    assert 4 in ask(stream_id, b"\x1a\x08kv.proto")
+    missing = ask(stream_id, b"\x22\x02no")
+    assert dict(fields(missing[7]))[1] == errors.NOT_FOUND
+    assert 7 in ask(stream_id, b"\x2a\x02\x10\x01") and 7 in ask(stream_id, b"")
+    client.h2.end_stream(stream_id)
+    client.pump()
+    assert client.answers[stream_id].status == 0
 
 
 # --- Fuzz ------------------------------------------------------------------------------------

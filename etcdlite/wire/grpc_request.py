@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from etcdlite import methods
 from etcdlite.errors import INTERNAL, INVALID_ARGUMENT, UNIMPLEMENTED, EtcdError, error
 from etcdlite.metrics import ClientRequests, Metrics, Rpc
-from etcdlite.wire import api, health, http2
+from etcdlite.wire import api, health, http2, reflection
 from etcdlite.wire.api import Handler
 from etcdlite.wire.calls import Call
 from etcdlite.wire.hpack import Field, Headers, list_bytes
@@ -48,6 +48,9 @@ def _routes() -> dict[bytes, Route]:
     # Numbers above those of frames, because these methods never go through the log.
     routes[f"/{health.SERVICE}/Check".encode()] = Route(0x100, None, None, health.Check, False)
     routes[f"/{health.SERVICE}/Watch".encode()] = Route(0x101, None, None, health.Watch, False)
+    for service in reflection.SERVICES:
+        path = f"/{service}/ServerReflectionInfo".encode()
+        routes[path] = Route(0x102, None, None, reflection.Reflect, True)
     return routes
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from etcdlite import json_mapping, log, proto
 from etcdlite.errors import NOT_FOUND, EtcdError, error
 from etcdlite.member import Member
-from etcdlite.proto import DecodeError
+from etcdlite.proto import DecodeError, varint
 from etcdlite.replica.alarms import alarm_name
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.wire.calls import Call
@@ -24,7 +24,7 @@ from etcdlite.wire.calls import Call
 SERVICE = "grpc.health.v1.Health"
 
 MAX_BODY_BYTES = 16 << 10
-"""The longest request for health over gRPC."""
+"""The longest request for health or reflection."""
 
 PROBE = proto.RangeRequest(key=b"\0", keys_only=True, limit=1)
 """The read of the checks; the key need not exist."""
@@ -130,6 +130,31 @@ def serve_checks(member: Member, counts: HealthCounts, path: str, query: Query) 
         log.warn(f"serving /{kind} false", "health", reason="; ".join(failed))
         return 503, lines + "\n", NOSNIFF
     return 200, (lines if "verbose" in query else "") + "ok\n", NOSNIFF
+
+
+def fields(body: bytes) -> list[tuple[int, bytes | int]]:
+    """(number, value) of each field of a message of strings, messages and varints. Raises
+    DecodeError."""
+    if len(body) > MAX_BODY_BYTES:
+        raise DecodeError(f"more than {MAX_BODY_BYTES} bytes")
+    found: list[tuple[int, bytes | int]] = []
+    at = 0
+    while at < len(body):
+        tag, at = proto.read_varint(body, at, len(body))
+        value, at = proto.read_varint(body, at, len(body))
+        if tag & 7 == 0:
+            found.append((tag >> 3, value))
+        elif tag & 7 == 2 and value <= len(body) - at:
+            found.append((tag >> 3, body[at : at + value]))
+            at += value
+        else:
+            raise DecodeError("not a field of strings, messages or varints")
+    return found
+
+
+def sized(number: int, value: bytes) -> bytes:
+    """A field that holds a string or a message."""
+    return varint(number << 3 | 2) + varint(len(value)) + value
 
 
 def status(member: Member, service: str) -> int:
