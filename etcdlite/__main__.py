@@ -17,7 +17,7 @@ from typing import Any
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 wrong use."""
+    """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 refused until one acts."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _end)  # Until the server handles them.
     # Held back until the server handles it: it would end the process.
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         server.start()
         return server.run()
     except Exception as failure:
-        _report(failure)
-        return 1
+        return _report(failure)
 
 
 def _print(text: str) -> int:
@@ -113,13 +112,13 @@ def _end(signum: int, frame: object) -> None:
     os._exit(128 + signum)  # The first process of a container does not get unhandled signals.
 
 
-def _report(failure: Exception) -> None:
-    """Log why the process ends."""
+def _report(failure: Exception) -> int:
+    """Log why the process ends. The exit status."""
     import errno
     import traceback
 
     from etcdlite import log
-    from etcdlite.errors import Explained
+    from etcdlite.errors import Explained, MayPass
     from etcdlite.permissions import NOT_ALLOWED, remedy
     from etcdlite.storage.disk import FILE_SIZE_REMEDY, NO_SPACE
     from etcdlite.threads import DiskFailed
@@ -129,7 +128,7 @@ def _report(failure: Exception) -> None:
     cause = failure.__cause__ if isinstance(failure, DiskFailed) else failure
     if isinstance(cause, Explained):
         log.fatal(str(cause))
-        return
+        return 1 if isinstance(cause, MayPass) or cause is not failure else 2
     number = cause.errno if isinstance(cause, OSError) else None
     if number == errno.EFBIG:
         why = (
@@ -152,7 +151,7 @@ def _report(failure: Exception) -> None:
     elif isinstance(cause, OSError) and cause.filename and number in NOT_ALLOWED:
         path = str(cause.filename)
         log.fatal(f"cannot use {os.path.abspath(path)}: {cause.strerror}. {remedy(cause, path)}")
-        return
+        return 1
     elif isinstance(cause, OSError) and cause.filename and number in (errno.ENOENT, errno.ESTALE):
         why = (
             "a file or directory of this member is gone: removed, or its file system unmounted; "
@@ -180,6 +179,7 @@ def _report(failure: Exception) -> None:
     where = "".join(f"{os.path.basename(at.filename)}:{at.lineno}" for at in frame)
     text = str(cause) if isinstance(cause, OSError) else f"{type(cause).__name__}: {cause}"
     log.fatal(why, error=text, where=where)
+    return 2 if isinstance(cause, ModuleNotFoundError) else 1
 
 
 def _check_contents(settings: Any) -> list[str]:

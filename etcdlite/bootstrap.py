@@ -274,18 +274,15 @@ def _bootstrapped(member_id: int) -> StartError:
 
 
 def _initial_cluster(settings: Config) -> Sequence[tuple[str, str]]:
-    """The members as configured or found by DNS, which are asked next. Raises StartError."""
+    """The members as configured or found by DNS, which are asked next. Raises DiscoveryError."""
     found: Sequence[tuple[str, str]] = settings.initial_cluster
     if settings.discovery_srv:
-        try:
-            found = discovery.initial_cluster(
-                settings.discovery_srv,
-                settings.discovery_srv_name,
-                settings.name,
-                settings.initial_advertise_peer_urls,
-            )
-        except discovery.DiscoveryError as failure:
-            raise StartError(f"--discovery-srv: {failure}") from failure
+        found = discovery.initial_cluster(
+            settings.discovery_srv,
+            settings.discovery_srv_name,
+            settings.name,
+            settings.initial_advertise_peer_urls,
+        )
         shown = ",".join(f"{name}={url}" for name, url in found)
         log.info("got the members from DNS", initial_cluster=shown)
     if len(found) > 1:

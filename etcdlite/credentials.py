@@ -34,7 +34,7 @@ from etcdlite import log, private_file, x509
 from etcdlite.addresses import AGAIN_S, FRESH_S, look_up
 from etcdlite.channel import ChannelError
 from etcdlite.cipher_suites import OPENSSL_NAMES
-from etcdlite.errors import Explained
+from etcdlite.errors import MayPass
 from etcdlite.log import quoted
 from etcdlite.tls import Sources, TLSChannel
 from etcdlite.urls import is_address
@@ -63,7 +63,7 @@ _Stamp = tuple[tuple[str, tuple[int, ...]], ...]
 """Path and `private_file.stamp` of each file."""
 
 
-class CredentialsError(Explained):
+class CredentialsError(MayPass):
     """A file cannot be used. The text names the flag and the file, and says what to do."""
 
 

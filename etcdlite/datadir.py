@@ -29,7 +29,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from etcdlite import proto
-from etcdlite.errors import Explained
+from etcdlite.errors import Explained, MayPass
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Store
@@ -118,21 +118,21 @@ lost+found."""
 def lock(home: Home, own: Collection[str] = ()) -> File:
     """Create the data directory if it is missing, and take its lock.
 
-    Raises StartError, before anything is written, if the directory cannot be used, or if it or
-    `wal_dir` holds anything but a member. `own`: paths of other files that may be there."""
+    Raises MayPass if the directory cannot be used, and StartError, before anything is written, if
+    it or `wal_dir` holds anything but a member. `own`: paths of other files that may be there."""
     disk, data_dir = home.disk, home.data_dir
     try:
         check_contents(home, own)
         disk.make_dir(data_dir)
         return disk.lock(f"{data_dir}/lock")
     except BlockingIOError:
-        raise StartError(
+        raise MayPass(
             f"data directory {data_dir} is in use by another etcdlite process. Stop that one, or "
             "give this one its own --data-dir"
         ) from None
     except OSError as failure:
         where = str(failure.filename)
-        raise StartError(
+        raise MayPass(
             f"cannot use data directory {os.path.abspath(data_dir)}: {failure.strerror}. "
             f"{remedy(failure, where if os.path.exists(where) else data_dir)}"
         ) from failure

@@ -23,14 +23,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from etcdlite.addresses import look_up
-from etcdlite.errors import Explained
+from etcdlite.errors import MayPass
 from etcdlite.urls import host_port
 
 TIMEOUT_S = 5.0
 """For all tries of one DNS query."""
 
 
-class DiscoveryError(Explained):
+class DiscoveryError(MayPass):
     """DNS does not name the servers. The text says why and what to do."""
 
 

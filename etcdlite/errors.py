@@ -39,6 +39,10 @@ class Explained(Exception):
     ends a command of etcdlite-ctl, or the server, with that text."""
 
 
+class MayPass(Explained):
+    """What is in the way may go by itself: the same may succeed later."""
+
+
 class EtcdError(Exception):
     """A request that is answered with an error: `code` is a gRPC status code, `text` etcd's own."""
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from etcdlite import certificates, log, x509
 from etcdlite.certificates import Pair
 from etcdlite.client.partial_file import PartialFile
-from etcdlite.datadir import StartError
+from etcdlite.errors import MayPass
 from etcdlite.urls import host_port
 from etcdlite.wall_clock import unix_s
 
@@ -36,7 +36,7 @@ KINDS = {"client": "server", "peer": "peer"}
 
 def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[str, str]:
     """The paths of a certificate and its key in the directory `name`; made if they are missing or
-    have expired. Blocks. Raises StartError."""
+    have expired. Blocks. Raises MayPass."""
     directory = f"{data_dir}/fixtures/{name}"
     cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
     now = unix_s()
@@ -51,7 +51,7 @@ def ensure(data_dir: str, name: str, urls: Iterable[str], years: int) -> tuple[s
         write(Pair(cert, key), certificates.make(profile))
     except (certificates.CertificateError, OSError) as failure:
         flag = "auto-tls" if name == "client" else "peer-auto-tls"
-        raise StartError(f"--{flag}: cannot make a certificate: {failure}") from failure
+        raise MayPass(f"--{flag}: cannot make a certificate: {failure}") from failure
     fields = {"file": cert, "hosts": ", ".join(hosts), "valid_days": years * 365}
     log.warn("made a certificate that is its own CA", **fields)
     return cert, key

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from etcdlite import config, log
-from etcdlite.datadir import StartError
+from etcdlite.errors import MayPass
 from etcdlite.places import Places
 from etcdlite.urls import format_address, host_port
 
@@ -82,11 +82,11 @@ class Listeners:
             )
 
     def open(self) -> None:
-        """Listen on all configured addresses without accepting yet. Raises StartError."""
+        """Listen on all configured addresses without accepting yet. Raises MayPass."""
         for purpose, url in self._settings.listeners:
             try:
                 self._listen_at(url, purpose)
-            except StartError as failure:
+            except MayPass as failure:
                 if purpose != PEERS or not self._settings.is_surely_alone:
                     raise
                 log.warn(f"{failure}. This member is alone and goes on without it")
@@ -149,16 +149,16 @@ class Listeners:
         if not listening:
             assert failure is not None
             if failure.errno == errno.EADDRNOTAVAIL:
-                raise StartError(
+                raise MayPass(
                     f"cannot listen on {url}: this machine does not have that address. Give one of "
                     f"its own with --{purpose}, or 0.0.0.0 for all of them"
                 ) from failure
             if not found:
-                raise StartError(
+                raise MayPass(
                     f"cannot listen on {url}: no address of {host} is known: {failure.strerror}. "
                     f"Add it to /etc/hosts, or give an IP address with --{purpose}"
                 ) from failure
-            raise StartError(
+            raise MayPass(
                 f"cannot listen on {url}: {failure.strerror}. Stop what uses that address, or "
                 f"give another one with --{purpose}"
             ) from failure

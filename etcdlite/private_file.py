@@ -13,7 +13,7 @@ import os
 import stat
 from base64 import b64decode, b64encode
 
-from etcdlite.errors import Explained
+from etcdlite.errors import MayPass
 
 MODE = 0o600
 
@@ -24,7 +24,7 @@ MIN_DISTINCT_BYTES = 12
 """Fewer different bytes are not random: that happens to one of 10**25 random secrets."""
 
 
-class PrivateFileError(Explained):
+class PrivateFileError(MayPass):
     """The file cannot be used. The text names the file, the reason and the remedy."""
 
 

@@ -31,7 +31,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from etcdlite import private_file
-from etcdlite.errors import Explained
+from etcdlite.errors import MayPass
 
 PREFIX = "etcdlite-key-1:"
 KEY_BYTES = private_file.SECRET_BYTES
@@ -45,7 +45,7 @@ MAX_KEYS = 16
 MAX_FILE_BYTES = 16 << 10
 
 
-class KeyFileError(Explained):
+class KeyFileError(MayPass):
     """The file of keys cannot be used. The text names the file, the reason and the remedy."""
 
 

@@ -26,20 +26,9 @@ the psk. All integers are little-endian.
     last one of its side. After every `REKEY_FRAMES` messages of a direction, its key is replaced by
     Noise's Rekey, which both sides count; the nonces go on.
 
-What this protects against, if the secret is known to the members alone:
-- An eavesdropper learns no plaintext, now or later. Recorded sessions stay closed even if the
-  secret leaks later, because the keys come from ephemeral keys, too.
-- An attacker that changes, adds, removes, repeats, reorders or reflects bytes ends the connection,
-  and no changed plaintext is delivered. Each connection has new keys, and each direction its own.
-- A repeated first message gets an answer, and nothing else: what it says is believed only with the
-  first frame, which takes the session's keys. It costs two steps of X25519. A first message made
-  without the secret costs some hashes.
-- A connection that is cut is distinguished from one that was closed (`is_ended`).
-- Without the secret, a client learns only that this protocol is spoken here. An eavesdropper also
-  sees the ids of secrets, and addresses, times and sizes.
-
-What it does not protect against: a holder of the secret can be any member. Sizes and times of
-frames are visible. An attacker in between can end connections, also with a forged status.
+A repeated first message gets an answer, and nothing else: what it says is believed only with the
+first frame, which takes the session's keys. It costs two steps of X25519. An attacker in between
+can end connections, also with a forged status. docs/peer-secret.md has what this protects against.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from etcdlite.addresses import Addresses
 from etcdlite.channel import Dialing
 from etcdlite.channels import Channels
 from etcdlite.connections import Connection, Connections
+from etcdlite.errors import MayPass
 from etcdlite.handshakes import Handshakes
 from etcdlite.listeners import CLIENTS, HTTP, METRICS, PEERS, Listeners
 from etcdlite.member import Member
@@ -640,7 +641,7 @@ def load_tokens(settings: config.Config) -> Tokens | None:
     try:
         return jwt_tokens.load(settings.auth_token)
     except ValueError as failure:
-        raise datadir.StartError(f"auth-token: {failure}") from failure
+        raise MayPass(f"auth-token: {failure}") from failure
 
 
 def _without_peer_port(urls: Sequence[str], member_id: int) -> str:

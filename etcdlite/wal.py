@@ -113,9 +113,8 @@ Recovery
 Keys
     New segments are sealed if there are keys. `WAL.open` begins a new segment if the last one is
     not sealed with the first key. It refuses a sealed log without its key, before it changes
-    anything. `replace_segments` is for a change of keys. Someone who can write to the disk, but has
-    no key, can cut off frames at the end, or put back a whole older log, but cannot make, move or
-    change a frame.
+    anything. `replace_segments` is for a change of keys. docs/encryption.md has what keys protect
+    against.
 """
 
 from __future__ import annotations

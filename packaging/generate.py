@@ -246,8 +246,18 @@ def server_page() -> str:
     )
     out += [".SH EXIT STATUS"]
     out += _tagged("0", "Stopped by a signal, or because the member was removed.")
-    out += _tagged("1", "The start or the disk failed. The last line of the log says why.")
-    out += _tagged("2", "The flags or the configuration are wrong.")
+    out += _tagged(
+        "1",
+        "It failed, and another start may succeed: a port is in use, a file is missing, the disk "
+        "is full or fails. The service tries again every five seconds.",
+    )
+    out += _tagged(
+        "2",
+        "No start succeeds before somebody acts: the settings are wrong, or the data is damaged, "
+        "of another version, or of a member that may not take part. The service stays stopped, "
+        "and is in systemctl --failed.",
+    )
+    out += [".PP", "The last line of the log says why, and what to do."]
     out += [".SH FILES"]
     out += _tagged(flags.DEFAULT_FILE, "The configuration, see etcdlite.toml(5).")
     out += _tagged("/etc/etcdlite/", "Secrets, keys and certificates; NAME.toml for etcdlite@NAME.")

@@ -493,7 +493,7 @@ def test_members_are_added_promoted_and_removed_under_load(cluster: Any) -> None
     del three.members[leader.data_dir.name]
     three.progress()
     leader.spawn()
-    assert leader.wait() == 1
+    assert leader.wait() == 2
     assert "was removed from the cluster" in leader.lines[-1]
     three.check()
 

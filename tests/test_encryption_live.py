@@ -141,7 +141,7 @@ def test_members_with_different_keys_or_none_send_each_other_snapshots(keyed: Ke
 
 def refused(running: ServerProcess, *flags: str) -> str:
     running.spawn(*flags)
-    assert running.wait() == 1, running.tail()
+    assert running.wait() == 2, running.tail()
     return running.lines[-1]
 
 

@@ -28,7 +28,7 @@ from rigs.lone_member import LoneMember
 from rigs.ports import free_ports
 from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
-from etcdlite import __main__, backup, config, datadir, frames, log, methods, proto
+from etcdlite import __main__, backup, config, datadir, frames, log, methods, proto, sealing, wal
 from etcdlite import server as server_module
 from etcdlite.client import (
     Client,
@@ -40,9 +40,13 @@ from etcdlite.client import (
     Put,
     UnknownOutcome,
 )
+from etcdlite.credentials import CredentialsError
 from etcdlite.datadir import StartError
+from etcdlite.discovery import DiscoveryError
+from etcdlite.errors import Explained, MayPass
 from etcdlite.listeners import CLIENTS, Listeners
 from etcdlite.memory import COLLECT_OBJECTS, collect_new, collect_only_new_objects
+from etcdlite.private_file import PrivateFileError
 from etcdlite.replica.maintenance import REVISION_MODE_INTERVAL_S, AutoCompaction
 from etcdlite.request import Waiter
 from etcdlite.storage import checkpoint, layout
@@ -53,11 +57,11 @@ from etcdlite.threads import DiskFailed
 PUT = methods.METHOD_BY_NAME["KV.Put"].number
 
 
-def refused(one: ServerProcess, *flags: str) -> str:
-    """The one line in which a start is refused."""
+def refused(one: ServerProcess, *flags: str, status: int = 2) -> str:
+    """The one line in which a start is refused, with this exit status."""
     before = len(one.lines)
     one.spawn(*flags)
-    assert one.wait() == 1, one.tail()
+    assert one.wait() == status, one.tail()
     lines = one.lines[before:]
     fatal = [line for line in lines if "FATAL" in line]
     assert len(fatal) == 1, lines
@@ -278,7 +282,7 @@ def test_no_member_begins_empty_where_a_restore_was_interrupted(server, tmp_path
 def test_a_data_directory_in_use_is_refused(server):
     running = server()
     second = server(data_dir=running.data_dir, start=False)
-    assert "is in use by another etcdlite process" in refused(second)
+    assert "is in use by another etcdlite process" in refused(second, status=1)
     assert running.client().put("k", "v").revision == 2
 
 
@@ -297,7 +301,7 @@ def test_a_data_directory_without_permission_is_refused(server, tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir(0o500)
     one = server(data_dir=folder / "data", start=False)
-    assert "Permission denied" in refused(one)
+    assert "Permission denied" in refused(one, status=1)
 
 
 def test_the_data_is_for_its_owner_only(server):
@@ -469,14 +473,14 @@ def test_a_port_in_use_is_refused_with_its_address(server):
     running = server()
     url = f"http://{running.endpoint}"
     second = server(start=False)
-    line = refused(second, f"--listen-client-urls={url}")
+    line = refused(second, f"--listen-client-urls={url}", status=1)
     assert f"cannot listen on {url}: Address already in use" in line
     assert "--listen-client-urls" in line
     assert not (second.data_dir / "member").exists(), "nothing is made before it can listen"
 
 
 def test_an_address_of_another_machine_is_refused_as_what_it_is(server):
-    line = refused(server(start=False), "--listen-client-urls=http://192.0.2.1:2379")
+    line = refused(server(start=False), "--listen-client-urls=http://192.0.2.1:2379", status=1)
     assert "cannot listen on http://192.0.2.1:2379: this machine does not have that address" in line
 
 
@@ -487,7 +491,7 @@ def test_a_name_that_does_not_resolve_is_refused_as_what_it_is(tmp_path, monkeyp
     settings = config.load([f"--data-dir={tmp_path}"], {})
     listeners = Listeners(settings, selectors.DefaultSelector(), lambda *accepted: None)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(StartError) as refusal:
+    with pytest.raises(MayPass) as refusal:
         listeners.open()
     listeners.close()
     assert "no address of localhost is known: Name or service not known" in str(refusal.value)
@@ -762,6 +766,35 @@ def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypa
         errno.ENOMEM: "out of memory",
     }
     assert len(lines) == 1 and lines[0].startswith(says[number]), lines
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (StartError("data of another cluster"), 2),
+        (layout.DataDamaged("data/1.seg", 0, "a checksum is wrong"), 2),
+        (layout.DataVersionError("data/1.seg", 9), 2),
+        (wal.WALDamaged("wal/1.wal", 0, "a checksum is wrong"), 2),
+        (ModuleNotFoundError("No module named 'h11'", name="h11"), 2),
+        (MayPass("the port is in use"), 1),
+        (DiscoveryError("DNS does not answer"), 1),
+        (CredentialsError("there is no such file"), 1),
+        (PrivateFileError("there is no such file"), 1),
+        (sealing.KeyFileError("there is no such file"), 1),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (MemoryError(), 1),
+        (RuntimeError("a fault"), 1),
+    ],
+)
+def test_the_exit_status_says_whether_another_start_may_succeed(failure, status, monkeypatch):
+    """systemd tries again for ever, but for status 2: RestartPreventExitStatus= of the unit."""
+    monkeypatch.setattr(log, "fatal", lambda text, **fields: None)
+    assert __main__._report(failure) == status
+    if isinstance(failure, Explained):
+        try:
+            raise DiskFailed("x") from failure
+        except DiskFailed as failed:
+            assert __main__._report(failed) == 1, "a running member may have met a passing fault"
 
 
 CLOCK = """

@@ -348,7 +348,7 @@ def test_the_printed_advice_makes_the_cluster_whole_again(live: Any) -> None:
     member.kill()
     set_back(member, saved)
     member.spawn()
-    assert member.wait() == 1
+    assert member.wait() == 2
     line = member.lines[-1]
     assert "FATAL" in line and "is an older copy" in line, member.tail()
     latest = "\n".join(member.lines).rpartition("starting etcdlite server")[2]

@@ -399,7 +399,7 @@ def test_a_start_on_newer_files_says_what_to_do_and_changes_nothing(
         [sys.executable, "-m", "etcdlite", *flags, "--listen-peer-urls=http://127.0.0.1:0"],
         capture_output=True, text=True, cwd=ROOT, timeout=60,
     )  # fmt: skip
-    assert ended.returncode == 1, ended
+    assert ended.returncode == 2, ended
     told = ended.stderr.splitlines()[-1]
     assert str(path) in told and version in told and "Nothing was changed" in told, told
     assert "Start that version again, or restore" in told, told

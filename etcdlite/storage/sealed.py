@@ -34,10 +34,6 @@ Invariants
   begun.
 - A block that does not match its CRC is damage, or was torn by a crash; it reads as the end of the
   file, with `fault` set. One that matches its CRC and does not open is no accident: DataAltered.
-
-Someone who can write to the disk, but has no key, can put back an older copy of a whole file or
-directory, or cut off the end of a file. He cannot make a page, nor move one to another page, file,
-member, or kind of file.
 """
 
 from __future__ import annotations
