@@ -241,14 +241,16 @@ def begin(home: Home, name: str) -> str:
 
 
 def finish(home: Home, directory: str, store: Store, founding: Founding) -> None:
-    """Give the store a new membership, close it, create the log, and publish the member that
-    `begin` started. `founding` has no members if this one joins others."""
+    """Give the store a new membership and no number of a founding, close it, create the log, and
+    publish the member that `begin` started. `founding` has no members if this one joins others."""
     disk, wal_dir = home.disk, home.wal_dir
     for bucket in (layout.MEMBER, layout.REMOVED):
         for key in list(store.buckets.get(bucket, ())):
             store.set_bucket(bucket, key, None)
     for member in founding.members:
         store.set_bucket(layout.MEMBER, member.ID.to_bytes(8, "big"), member.encode())
+    if (version := layout.cluster_version(store.buckets)) > OLDEST:
+        store.set_bucket(layout.CLUSTER, layout.CLUSTER_VERSION, str(version).encode())
     store.mark(store.applied_index, store.applied_term)
     run(store.checkpoint())
     store.close()

@@ -188,7 +188,7 @@ enum MemberChange.Action: ADD=0, REMOVE=1, UPDATE=2, PROMOTE=3
 message MemberChange: 1 action MemberChange.Action, 2 member Member
 message Introduction: 1 cluster_id uint64, 2 member_id uint64, 3 to uint64, 4 version string,
     5 snapshot SnapshotOffer, 6 life uint64, 7 recovered LogPosition
-message LogPosition: 1 term uint64, 2 index uint64
+message LogPosition: 1 term uint64, 2 index uint64, 3 founding uint64
 message SnapshotOffer: 1 index uint64, 2 term uint64, 3 voters *uint64, 4 learners *uint64,
     5 size_bytes uint64, 6 nonce uint64, 7 leader_term uint64
 message Welcome: 1 offset uint64, 2 life uint64, 3 recovered LogPosition

@@ -24,6 +24,7 @@ from etcdlite.errors import DATA_LOSS, EtcdError
 from etcdlite.options import Options
 from etcdlite.replica import corruption, rollback
 from etcdlite.replica.alarms import CORRUPT
+from etcdlite.versions import OLDEST
 
 live = live_clusters
 
@@ -140,6 +141,61 @@ def test_an_empty_data_directory_of_a_member_is_refused(cluster: Cluster) -> Non
     node.disk = type(node.disk)()
     node.create([m for m in members])
     assert is_refused(cluster, node)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_member_that_is_left_of_an_earlier_cluster_stays_outside(
+    cluster: Cluster, is_behind: bool
+) -> None:
+    """It knows higher positions of the others, or the same ones while its log has other entries
+    at the same places: it must not stop them, nor take part."""
+    world, left = cluster.world, cluster.followers[0]
+    new = [node for node in cluster.nodes if node is not left]
+    write(cluster, 5)
+    world.run(1)
+    members = list(left.member.state.membership.members.values())
+    for node in cluster.nodes:
+        node.crash()
+    for node in new:
+        node.disk = type(node.disk)()
+        node.create(members)
+        node.start()
+    cluster.leader = world.elect()
+    for node in new * is_behind:
+        write(cluster, 20)
+        world.run(1)
+        node.crash()
+        node.start()
+        cluster.leader = world.elect()
+    world.run(1)
+    left.start()
+    world.run(5)
+    assert all(node.is_up for node in new)
+    assert not left.member.raft.leader
+    cluster.client.put(cluster.leader, b"k", b"new")
+    cluster.agree(*new)
+    left.crash()
+    left.disk = type(left.disk)()
+    left.create(members)
+    left.start()
+    cluster.agree()
+
+
+def test_a_founding_keeps_its_number(cluster: Cluster) -> None:
+    def numbers() -> set[int]:
+        return {node.member.state.cluster_version.founding for node in cluster.nodes}
+
+    (number,) = before = numbers()
+    assert number
+    for node in cluster.nodes:
+        node.crash()
+        node.start()
+        cluster.world.run(1)
+        cluster.leader = cluster.world.elect()
+    change = cluster.leader.member.state.cluster_version.change(OLDEST, OLDEST, 7)
+    assert change.version == f"{OLDEST}.{number}"
+    write(cluster)
+    assert numbers() == before
 
 
 @pytest.mark.parametrize("has_file", [True, False])
@@ -428,10 +484,12 @@ def make(disk: FaultyDisk, raft: Any = None, now: Callable[[], float] = lambda: 
     store = type("Store", (), {"disk": disk, "directory": "member/data"})()
     members = type("Membership", (), {"members": {}, "removed": {9}})()
     identity = type("Identity", (), {"member_id": 1})()
+    version = type("ClusterVersion", (), {"founding": 0})()
     fields = {
         "store": store,
         "membership": members,
         "identity": identity,
+        "cluster_version": version,
         "clock": staticmethod(now),
     }
 

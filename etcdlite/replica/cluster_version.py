@@ -4,8 +4,10 @@ It is replicated: a bucket of the store has it, and the version to go down to wh
 enabled. So snapshots, backups and checkpoints carry it, and all members have the same one at the
 same index. A store without it is of the oldest version. A new cluster begins with the newest.
 
-A `ClusterVersion` in the log sets both. It says what it replaces, and has no effect if something
-else is there by then. The leader proposes it (`version_keeper.py`).
+With the version goes the number of the founding: members with different ones are of two clusters
+with the same peer URLs and token (`rollback.py`). A `ClusterVersion` in the log sets all. It says
+what it replaces, and has no effect if something else is there by then. The leader proposes it
+(`version_keeper.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from etcdlite import log, proto
 from etcdlite.errors import error
 from etcdlite.mvcc import Store
 from etcdlite.storage import layout
-from etcdlite.versions import Version, parse
+from etcdlite.versions import Version
 
 
 class ClusterVersion:
@@ -27,6 +29,8 @@ class ClusterVersion:
         """Take the version of a store."""
         self._store = store
         self.version = layout.cluster_version(store.buckets)
+        stored = store.buckets.get(layout.CLUSTER, {}).get(layout.CLUSTER_VERSION, b"").split(b".")
+        self.founding = int(stored[2]) if len(stored) > 2 else 0
         self.target = layout.downgrade_target(store.buckets)
         """`target`: the version to go down to; None if no downgrade is enabled."""
 
@@ -39,10 +43,13 @@ class ClusterVersion:
         """The newest version whose formats may be written."""
         return self.version if self.target is None else min(self.version, self.target)
 
-    def change(self, version: Version, target: Version | None) -> proto.ClusterVersion:
-        """The request that replaces what is there now."""
+    def change(
+        self, version: Version, target: Version | None, founding: int = 0
+    ) -> proto.ClusterVersion:
+        """The request that replaces what is there now. A founding that has a number keeps it."""
+        number = self.founding or founding
         return proto.ClusterVersion(
-            version=str(version),
+            version=f"{version}.{number}" if number else str(version),
             target=_text(target),
             old_version=str(self.version),
             old_target=_text(self.target),
@@ -61,11 +68,10 @@ class ClusterVersion:
         if not self.may_apply(request):
             raise error("ClusterVersionUnavailable")
         before = self.version
-        self.version = parse(request.version)
-        self.target = parse(request.target) if request.target else None
         changes = {layout.CLUSTER_VERSION: request.version, layout.DOWNGRADE_TARGET: request.target}
         for key, value in changes.items():
             self._store.set_bucket(layout.CLUSTER, key, value.encode() or None)
+        self.restore(self._store)
         if self.version != before:
             log.info("updated cluster version", **{"from": before.full, "to": self.version.full})
         elif self.target is not None:

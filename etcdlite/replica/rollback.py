@@ -23,6 +23,10 @@ Each member keeps the highest position of every other one. It writes them to a f
 The file holds lower bounds. A loss of it, or an older version of it, makes detection weaker, never
 wrong. So a damaged file is ignored, and a whole cluster that is set back to one moment starts.
 
+A cluster that is founded again with the same peer URLs and token has the same ids. A member that is
+left of the one before must neither stop the new ones nor take part with its log: the founding has a
+number (`cluster_version.py`), and members with different ones refuse each other.
+
 When two members connect, each tells the position at which its process started (`recovered`), before
 anything else. A process that starts below its known position is refused, with the reason, by
 whichever member it meets first; then it stops. A process that passed is not compared again: it
@@ -55,7 +59,7 @@ from functools import partial
 from zlib import crc32
 
 from etcdlite import log, proto
-from etcdlite.errors import DATA_LOSS, EtcdError
+from etcdlite.errors import DATA_LOSS, FAILED_PRECONDITION, EtcdError
 from etcdlite.loading import RunTask
 from etcdlite.options import Options
 from etcdlite.raft import APP, HEARTBEAT, LEADER, Message, Raft
@@ -134,7 +138,8 @@ class RollbackCheck:
     def recovered(self) -> proto.LogPosition:
         """The position at which this process started, for an introduction."""
         term, index = self._raft.recovered
-        return proto.LogPosition(term=term, index=index)
+        founding = self._state.cluster_version.founding
+        return proto.LogPosition(term=term, index=index, founding=founding)
 
     def report(self) -> bytes:
         """The position of this member now, for a PING."""
@@ -184,6 +189,13 @@ class RollbackCheck:
         """Whether the process that says it is `node` may take part, by the position at which it
         started; None if it may. An older version does not tell its position: nothing can be said.
         """
+        own = self._state.cluster_version.founding
+        if recovered and own and recovered.founding not in (0, own):
+            return EtcdError(
+                FAILED_PRECONDITION,
+                "etcdlite: one of the two members has data of an earlier cluster of the same peer "
+                "URLs and token. Stop that one, remove its data directory, and start it again",
+            )
         known = self._known.setdefault(node, _Known())
         if incarnation in known.incarnations or not recovered:
             return None

@@ -7,6 +7,7 @@ It proposes a `ClusterVersion`
 - to lower it, once a downgrade is enabled. From the moment of enabling nothing newer than the
   target is written; so all that follows the entry that lowers the version can be read by it.
 - to end a downgrade, once all members run the program of the target version.
+- to give the founding of a cluster of several members its number.
 
 `downgrade` carries out Maintenance.Downgrade as etcd 3.6 does (server/etcdserver/v3_server.go,
 version/manager.go), with versions of etcdlite.
@@ -155,15 +156,21 @@ class VersionKeeper:
     @property
     def lowest(self) -> Version | None:
         """The lowest version of the members' programs; None if one is not connected."""
-        lowest = self._own
-        for version in self._versions():
-            if version is None:
-                return None
-            lowest = min(lowest, version)
-        return lowest
+        versions = self._versions()
+        known = [version for version in versions if version is not None]
+        return min([self._own, *known]) if len(known) == len(versions) else None
 
     def _next_change(self) -> proto.ClusterVersion | None:
         cluster_version, lowest = self._cluster_version, self.lowest
+        if (
+            not cluster_version.founding
+            and cluster_version.allows(SETS_VERSION)
+            and len(self._state.membership.members) > 1
+            # Otherwise an entry of an earlier term may give it another number.
+            and self._state.store.applied_term == self._raft.term
+        ):
+            number = self._state.identity.incarnation
+            return cluster_version.change(cluster_version.version, cluster_version.target, number)
         if lowest is None or lowest < SETS_VERSION:
             return None
         target = cluster_version.target

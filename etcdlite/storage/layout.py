@@ -82,7 +82,7 @@ CLUSTER = 10
 """Bucket of the cluster version; see `replica/cluster_version.py`."""
 CLUSTER_VERSION = b"version"
 DOWNGRADE_TARGET = b"target"
-"""The keys of the bucket `CLUSTER`; their values are versions such as "0.2"."""
+"""The keys of the bucket `CLUSTER`; values: "0.2", or "0.2.71" with the number of the founding."""
 TIMES = 12
 USERS = 13
 """Buckets of times and users by revision; see `replica/timeline.py`."""
