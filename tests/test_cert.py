@@ -1,5 +1,5 @@
-"""`etcdlite-ctl cert`: the certificates are what TLS libraries, etcd and etcdctl accept, and no
-file is lost."""
+"""`etcdlite-ctl cert`: the certificates are what TLS libraries, etcd and etcdctl accept, whichever
+tool makes them, and no file is lost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import ssl
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,23 @@ from rigs.real_etcd import distributed, running_etcd, without_settings
 
 from etcdlite import certificates
 from etcdlite import flags as server_flags
-from etcdlite.certificates import Pair, Profile
+from etcdlite.certificates import CertificateError, Pair, Profile
+
+Maker = Callable[[Profile, Pair | None], Pair]
+
+
+@pytest.fixture(params=["cryptography", "openssl"])
+def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    """The way to make certificates; `make` takes this one in the test."""
+    if request.param == "cryptography":
+        pytest.importorskip("cryptography")
+        found: Maker = certificates.with_cryptography
+    else:
+        if not shutil.which("openssl"):
+            pytest.skip("needs the command openssl")
+        found = certificates.with_openssl
+    monkeypatch.setattr(certificates, "maker", lambda: found)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +50,10 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def ctl(tmp_path: Path) -> Callable[..., Ended]:
     """Runs `etcdlite-ctl cert` on one directory."""
-    if not shutil.which("openssl"):
-        pytest.skip("needs the command openssl")
+    try:
+        certificates.maker()
+    except CertificateError as failure:
+        pytest.skip(str(failure))
 
     def run(*words: str) -> Ended:
         return run_ctl("cert", *words, f"--dir={tmp_path / 'certs'}")
@@ -69,7 +88,7 @@ def shake(server: Pair, client: Pair | None, ca: str, host: str) -> None:
 
 
 def test_a_certificate_is_for_its_use_and_its_hosts_only(
-    ctl: Callable[..., Ended], tmp_path: Path
+    maker: Maker, ctl: Callable[..., Ended], tmp_path: Path
 ) -> None:
     for words in (
         ("init",),
@@ -124,12 +143,14 @@ IDENTIFIERS = ["X509v3 Authority Key Identifier:", "X509v3 Subject Key Identifie
 
 @pytest.mark.parametrize("kind", EXTENSIONS)
 def test_a_certificate_has_what_its_profile_says_and_nothing_else(
-    kind: str, authority: Authority, tmp_path: Path
+    kind: str, maker: Maker, authority: Authority, tmp_path: Path
 ) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("needs the command openssl")
     now = int(time.time())
     hosts = ("m.lab", "10.0.0.1", "fd00::2") if kind == "peer" else ()
     profile = Profile(kind, "some name", hosts, now - 7, now + 40_000 * DAY_S)
-    made = certificates.make(profile, authority.files if kind == "peer" else None)
+    made = maker(profile, authority.files if kind == "peer" else None)
     assert "BEGIN PRIVATE KEY" in made.key
     path = tmp_path / "it"
     path.write_text(made.certificate)
@@ -259,12 +280,16 @@ def test_what_is_not_a_ca_signs_nothing(ctl: Callable[..., Ended], tmp_path: Pat
     assert not (folder / "m1-server.crt").exists()
 
 
-def test_without_openssl_the_error_says_what_to_install(
+def test_without_a_tool_the_error_says_what_to_install(
     ctl: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    monkeypatch.setitem(sys.modules, "cryptography.x509", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     ended = ctl("init")
     assert ended.status == 1 and "apt install openssl" in ended.stderr
+    with pytest.raises(CertificateError, match="python3-cryptography"):
+        certificates.maker()
 
 
 @contextlib.contextmanager
@@ -288,7 +313,7 @@ def secured_etcd(folder: Path, authority: Authority) -> Iterator[str]:
         yield f"https://{endpoint}"
 
 
-def test_real_etcd_and_etcdctl_take_the_certificates(tmp_path: Path) -> None:
+def test_real_etcd_and_etcdctl_take_the_certificates(maker: Maker, tmp_path: Path) -> None:
     authority = make_authority(tmp_path / "ca")
     alice = authority.issue("client", "alice", ())
     mallory = make_authority(tmp_path / "mallory").issue("client", "alice", ())
