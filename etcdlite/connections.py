@@ -241,7 +241,14 @@ class Connections:
                 self.drop(connection, "it did not finish the record that it began to send")
         budget.held_bytes = sum(self._sizes.values())
         if budget.held_bytes > budget.limit_bytes:
-            for connection in _over_budget(budget, self.all):
+            for connection in budget.excess(self.all):
+                log.warn(
+                    "closed a connection",
+                    why="connections hold more than memory-limit, and this is one of the largest",
+                    remote_addr=connection.address,
+                    held_bytes=connection.kept_bytes,
+                    memory_limit=budget.limit_bytes,
+                )
                 self.close(connection)
 
     def _tick_due(self) -> None:
@@ -662,19 +669,3 @@ def _make_http(connection: Connection, call: Carried) -> ClientSession:
 
     assert connection.site is not None
     return StreamSession(call, connection.site, is_loopback(connection.sock))
-
-
-def _over_budget(budget: Budget, connections: set[Connection]) -> list[Connection]:
-    """The connections of clients to close, if all connections together hold too much memory."""
-    clients = [connection for connection in connections if not connection.is_member]
-    members = [connection for connection in connections if connection.is_member]
-    closed: list[Connection] = budget.excess(clients, members)
-    for connection in closed:
-        log.warn(
-            "closed a connection",
-            why="connections hold more than memory-limit, and this is one of the largest",
-            remote_addr=connection.address,
-            held_bytes=connection.kept_bytes,
-            memory_limit=budget.limit_bytes,
-        )
-    return closed

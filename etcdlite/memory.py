@@ -117,19 +117,17 @@ class Budget:
         self.shed = 0
         """Connections closed so far."""
 
-    def excess(self, clients: Iterable[Any], members: Iterable[Any]) -> list[Any]:
-        """Count what the connections of clients and members hold. Returns those of clients that
-        must be closed, the largest first."""
-        held = [(connection.kept_bytes, connection) for connection in clients]
-        total = sum(size for size, _ in held) + sum(each.kept_bytes for each in members)
+    def excess(self, connections: Iterable[Any]) -> list[Any]:
+        """Count what the connections hold. Returns those of clients that must be closed, the
+        largest first."""
+        held = [(connection.kept_bytes, connection) for connection in connections]
+        self.held_bytes = sum(size for size, _ in held)
         closed: list[Any] = []
-        if total > self.limit_bytes:
-            held.sort(key=lambda pair: -pair[0])
-            for size, connection in held:
-                if total <= self.limit_bytes or size < SMALL_BYTES:
-                    break
-                total -= size
+        for size, connection in sorted(held, key=lambda pair: -pair[0]):
+            if self.held_bytes <= self.limit_bytes or size < SMALL_BYTES:
+                break
+            if not connection.is_member:
+                self.held_bytes -= size
                 closed.append(connection)
-        self.held_bytes = total
         self.shed += len(closed)
         return closed

@@ -91,6 +91,13 @@ MAX_FRAME_BYTES = 64 << 20
 MAX_UNKNOWN_FRAME_BYTES = 64 << 10
 """The same before the two members know each other."""
 
+MAX_CONTEXT_BYTES = 64
+"""The context of a raft message, which its receiver may keep. The longest has 16 bytes."""
+
+MAX_CONNECTIONS = 4
+"""Connections that one member may have open to this one. It needs one, and one for a snapshot; for
+a few seconds earlier ones may be left."""
+
 MAX_UNSENT_BYTES = 32 << 20
 """More than consensus has in flight to one member."""
 
@@ -215,6 +222,8 @@ def decode_message(body: bytes, sender: int, to: int) -> Message:
         kind, flags, context_bytes, count, term, index, log_term, commit, hint = (
             _MESSAGE.unpack_from(body)
         )
+        if context_bytes > MAX_CONTEXT_BYTES:
+            raise frames.ProtocolError(f"a raft message has a context of {context_bytes} bytes")
         at = _MESSAGE.size + context_bytes
         context = body[_MESSAGE.size : at]
         entries = []
@@ -318,8 +327,7 @@ class PeerConnection(Session):
         """Close once everything is sent."""
         log.warn("closing a connection to a peer", f"peer {why}", why=why)
         self.is_closing = True
-        if not self.outbox.is_queued:
-            self.outbox.wake()
+        self.outbox.wake()
 
     # Output.
 
@@ -328,13 +336,8 @@ class PeerConnection(Session):
             head = peer_frames.header(request_id, method, flags, body)
         else:
             head = frames.FRAME.pack(len(body) + frames.MIN_FRAME_LENGTH, request_id, method, flags)
-        outbox = self.outbox
-        if not outbox.is_queued:
-            outbox.wake()
-        outbox.parts += (head, body)
-        size = len(head) + len(body)
-        outbox.unsent_bytes += size
-        self._queued_bytes += size
+        self._append(head)
+        self._append(body)
 
     def _append(self, data: bytes) -> None:
         self.outbox.append(data)
@@ -768,6 +771,9 @@ class AcceptedPeer(Protocol):
     def send_message(self, message: Message) -> bool:
         """Send a raft message; False if it is dropped."""
 
+    def abort(self, why: str) -> None:
+        """Close the connection at once; `why` is logged."""
+
 
 class Peers:
     """The links to all other members, and the connections that they opened."""
@@ -780,6 +786,8 @@ class Peers:
         self._inquired_at = -math.inf
         self._accepted: dict[int, AcceptedPeer] = {}
         """The connection of each other member that was introduced or pinged last."""
+        self._admitted: dict[int, list[AcceptedPeer]] = {}
+        """The connections that each other member has open to this one, the oldest first."""
 
     @property
     def nodes(self) -> Collection[int]:
@@ -793,13 +801,11 @@ class Peers:
             self.links.pop(node).close()
             self.local.metrics.peers.pop(node, None)
         for node, other in members.items():
-            if node == self.local.identity.member_id:
-                continue
-            link = self.links.get(node)
-            if link is None:
-                self.links[node] = Link(self.local, node, list(other.peerURLs))
-            else:
-                link.urls = list(other.peerURLs)
+            urls = list(other.peerURLs)
+            if node in self.links:
+                self.links[node].urls = urls
+            elif node != self.local.identity.member_id:
+                self.links[node] = Link(self.local, node, urls)
 
     def versions(self) -> list[Version | None]:
         """The versions of the programs of the other members; None for one that is not connected."""
@@ -863,8 +869,15 @@ class Peers:
         link = self.links.get(node)
         return -1.0 if link is None or link.since is None else self.local.clock() - link.since
 
-    def accepted(self, connection: AcceptedPeer) -> None:
+    def admitted(self, connection: AcceptedPeer) -> None:
         """Another member has introduced itself."""
+        others = self._admitted.setdefault(connection.node, [])
+        others.append(connection)
+        if len(others) > MAX_CONNECTIONS:
+            others.pop(0).abort("its member has opened too many others")
+
+    def accepted(self, connection: AcceptedPeer) -> None:
+        """Another member has opened a connection for its messages."""
         self._accepted[connection.node] = connection
         if connection.node in self.links:
             self.links[connection.node].dial_soon()
@@ -899,6 +912,10 @@ class Peers:
 
     def accepted_is_gone(self, connection: AcceptedPeer) -> None:
         """A connection of another member ended."""
+        if connection in (others := self._admitted.get(connection.node, [])):
+            others.remove(connection)
+        if not others:
+            self._admitted.pop(connection.node, None)
         if self._accepted.get(connection.node) is connection:
             del self._accepted[connection.node]
             self.local.rollback.lost(self.local.clock())

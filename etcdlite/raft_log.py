@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -172,9 +173,9 @@ class RaftLog:
     def last_index_not_above(self, index: int, term: int) -> int:
         """The last index up to `index` with a term of at most `term`, or the start of the log."""
         index = min(index, self.last)
-        while index > self.offset and self.term(index) > term:
-            index -= 1
-        return index
+        end = max(0, index - self.offset)
+        count = bisect_right(self.entries, term, hi=end, key=lambda entry: entry.term)
+        return min(index, self.offset + count)
 
     def slice(self, first: int, last: int, max_bytes: int) -> Sequence[Entry]:
         """The entries from `first` to `last`; at least one, and no more than `max_bytes` allow."""

@@ -33,7 +33,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from etcdlite import __version__, datadir, log, proto
@@ -49,7 +49,8 @@ from etcdlite.storage.layout import DataDamaged, segment_name
 
 MAGIC = b"ETCDLSNP"
 FORMAT_VERSION = 1
-MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 1 << 20
+"""Enough for 18,000 files, of up to 16 MiB each."""
 DIGEST_BYTES = 32
 BLOCK_BYTES = 512
 READ_BYTES = 128 << 10
@@ -208,11 +209,13 @@ class Incoming:
         self.connection: Sender | None = None
         self.offer: Any = None
         """The `SnapshotOffer` of the snapshot that is arriving, or None."""
-        self.offset = self._content_bytes = 0
-        """Bytes of it received so far, and those before its digest, once that is known."""
-        self._head = self._expected = b""
-        self._targets: list[tuple[File, int]] = []
-        """The files to write and their sizes in bytes, once the header is complete."""
+        self.offset = 0
+        """Bytes of it received so far."""
+        self._head, self._expected = bytearray(), b""
+        self._targets: list[tuple[File, int, int]] = []
+        """The files to write, and where each begins and ends, once the header is complete."""
+        self._written = 0
+        """How many of them are written."""
         self._digest: Any = None
         """The SHA-256 of what has come; None without an offer."""
         self._damage: DataDamaged | None = None
@@ -221,10 +224,10 @@ class Incoming:
     def begin(self, connection: Sender, offer: proto.SnapshotOffer) -> int | None:
         """Accept a `SnapshotOffer`. Returns the offset to send the snapshot from; None if this
         member has everything in it already. Raises SnapshotError if the offer is of an earlier
-        leader, or another snapshot is being stored."""
+        leader or of no leader, or another snapshot is being stored."""
         if offer.index <= self._raft.log.committed:
             return None
-        if offer.leader_term < self._raft.term:
+        if offer.leader_term < self._raft.term or self._raft.leader not in (0, connection.node):
             raise SnapshotError("another member leads now")
         if self.is_storing and offer.nonce != self.offer.nonce:
             raise SnapshotError("an earlier snapshot is being stored")
@@ -278,69 +281,62 @@ class Incoming:
             self._refuse(str(failure))
             return
         self.offset += len(data)
-        if self._targets and self.offset > self._end + DIGEST_BYTES:
-            self._refuse("the snapshot is longer than its header says")
-        elif self._targets and self.offset == self._end + DIGEST_BYTES:
-            if self._digest.digest() != self._expected:
+        if self.offset > self.offer.size_bytes:
+            self._refuse("the snapshot is longer than what was offered")
+        elif self.offset == self.offer.size_bytes:
+            if not self._targets or self._digest.digest() != self._expected:
                 self._refuse("the snapshot does not match its SHA-256")
             else:
                 self.is_storing = True
                 self._run_task(self._make_durable, self._finish)
 
-    @property
-    def _end(self) -> int:
-        """The offset of the digest."""
-        return self._content_bytes + -self._content_bytes % BLOCK_BYTES
-
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
+        body, at = memoryview(data), self.offset
+        digested = max(0, self.offer.size_bytes - DIGEST_BYTES - at)
+        self._digest.update(body[:digested])
+        self._expected += bytes(body[digested:])
         if not self._targets:
             self._head += data
-            at = self._open_files()
-            if at is None:
-                self._digest.update(view)
+            if not (at := self._open_files()):
                 return
-            body, begin = memoryview(self._head)[at:], at
-            self._head = b""
-        else:
-            body, begin = view, self.offset
-        end = begin + len(body)
-        digested = max(0, min(len(view), self._end - self.offset))
-        self._digest.update(view[:digested])
-        self._expected += bytes(view[digested:])
-        file_end = self._content_bytes - sum(size for _, size in self._targets)
-        for file, size in self._targets:
-            file_begin, file_end = file_end, file_end + size
-            low, high = max(begin, file_begin), min(end, file_end)
-            if low < high:
-                file.pwrite(bytes(body[low - begin : high - begin]), low - file_begin)
-                if high == file_end:
-                    file.finish()  # Not in the task: a lack of space is answered here.
+            body = memoryview(bytes(self._head))[at:]
+            self._head.clear()
+        while self._written < len(self._targets):
+            file, begin, end = self._targets[self._written]
+            if part := body[: end - at]:
+                file.pwrite(bytes(part), at - begin)
+                body, at = body[len(part) :], at + len(part)
+            if at < end:
+                break
+            file.finish()  # Not in the task: a lack of space is answered here.
+            self._written += 1
 
-    def _open_files(self) -> int | None:
+    def _open_files(self) -> int:
         """Open the files to write if the header is complete. Returns the offset of the first one,
-        or None."""
+        or 0."""
         head = self._head
         if len(head) < 16 or len(head) < 16 + _U32.unpack_from(head, 12)[0]:
             if len(head) > MAX_HEADER_BYTES:
                 raise SnapshotError("its header is too large")
-            return None
+            return 0
         header, start = read_header("from the leader", io.BytesIO(head))
-        offer = self.offer
-        if (header.get("applied_index"), header.get("applied_term")) != (offer.index, offer.term):
+        files, offer = header["files"], self.offer
+        ends = list(accumulate((item["size_bytes"] for item in files), initial=start))
+        size_bytes = ends[-1] + -ends[-1] % BLOCK_BYTES + DIGEST_BYTES
+        said = (header.get("applied_index"), header.get("applied_term"), size_bytes)
+        if said != (offer.index, offer.term, offer.size_bytes):
             raise SnapshotError("its header contradicts the offer")
         self._disk.make_dir(self._directory)
-        for item in header["files"]:
+        for item, (begin, end) in zip(files, pairwise(ends), strict=True):
             file = self._disk.create(f"{self._directory}/{item['name']}", b"")
-            self._targets.append((file, item["size_bytes"]))
-        self._content_bytes = start + sum(size for _, size in self._targets)
+            self._targets.append((file, begin, end))
         return start
 
     def _make_durable(self) -> None:
         """The task: make the snapshot durable and give it its own name."""
         disk = self._disk
         began_s = time.monotonic()
-        for file, _ in self._targets:
+        for file, *_ in self._targets:
             file.sync()
             file.close()
         self._metrics.snapshot_sync_s.observe(time.monotonic() - began_s)
@@ -375,7 +371,7 @@ class Incoming:
 
     def _refuse(self, why: str) -> None:
         connection = self.connection
-        for file, _ in self._targets:
+        for file, *_ in self._targets:
             file.close()
         self._forget()
         if self._disk.exists(self._directory):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rigs.lone_member import LoneMember, turn
+from sim.world import World
 
 from etcdlite import member, proto, txn
 from etcdlite.errors import EtcdError
@@ -20,6 +21,7 @@ from etcdlite.methods import METHOD_BY_NAME, PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
 from etcdlite.replica import reads, writes
 from etcdlite.replica.alarms import MAX_ALARMS
+from etcdlite.replica.entry import encode_entry
 from etcdlite.replica.writes import MAX_IN_FLIGHT
 from etcdlite.request import Waiter
 from etcdlite.storage.data import DataFile
@@ -110,6 +112,28 @@ def test_a_write_has_room_although_another_session_uses_all(
     assert len(flooder.answers) + len(flooder.failures) == 120
     assert {failure.name for failure in flooder.failures.values()} == {"RequestTooManyRequests"}
     assert lone.member.state.alarms.proposed_bytes == 0 and not lone.member.writes.are_waiting
+
+
+def test_a_member_does_not_fill_the_log_with_what_it_forwards() -> None:
+    """No member has more writes in flight, so only a faulty one has more entries in the log."""
+    world = World(1)
+    nodes = world.found(3)
+    leader = world.elect().member
+    greedy, other = (node.member_id for node in nodes if node.member is not leader)
+    accept = leader.writes.accept_forwarded
+    put = frame(1, PUT, 0, proto.PutRequest(key=b"k").encode())
+
+    def forward(node: int, count: int) -> None:
+        for _ in range(count):
+            accept(node, leader.raft.term, encode_entry(node, world.rng.getrandbits(60), [put]))
+
+    forward(greedy, MAX_IN_FLIGHT)
+    with pytest.raises(EtcdError, match="too many requests"):
+        forward(greedy, 1)
+    forward(other, 1)
+    world.run(2)
+    assert leader.state.store.revision >= MAX_IN_FLIGHT + 2
+    forward(greedy, 1)
 
 
 @pytest.mark.parametrize("in_txn", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.wire import take_output
-from sim.world import World, url
+from sim.world import Node, World, url
 
 from etcdlite import __version__, frames, methods, peer_frames, proto
 from etcdlite.frames import (
@@ -25,6 +26,8 @@ from etcdlite.frames import (
 from etcdlite.peer import (
     FORWARD,
     INTRODUCE,
+    MAX_CONNECTIONS,
+    MAX_CONTEXT_BYTES,
     MAX_UNSENT_BYTES,
     RAFT,
     SILENCE_S,
@@ -41,6 +44,7 @@ from etcdlite.raft import APP, HEARTBEAT, Message
 from etcdlite.raft_log import Entry
 from etcdlite.replica.entry import check_entry, decode_requests, encode_entry, read_header
 from etcdlite.snap import Image
+from etcdlite.storage.layout import segment_name
 from etcdlite.wire.peer_session import Accepted
 
 U64 = st.integers(0, 2**64 - 1)
@@ -71,7 +75,8 @@ def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
 def test_a_message_that_is_cut_or_too_long_is_refused(message: Message, data: Any) -> None:
     body = encode_message(message)
     cut = body[: data.draw(st.integers(0, len(body) - 1))]
-    for wrong in (cut, body + b"\0"):
+    long = encode_message(message._replace(context=bytes(MAX_CONTEXT_BYTES + 1)))
+    for wrong in (cut, body + b"\0", long):
         with pytest.raises(ProtocolError):
             decode_message(wrong, 1, 2)
 
@@ -384,37 +389,141 @@ def test_an_entry_of_version_1_is_read() -> None:
             decode_requests(wrong)
 
 
-def test_a_snapshot_that_is_not_what_was_offered_is_refused() -> None:
-    caller = Caller(members=3)
-    leader = caller.world.leader
-    assert leader is not None
-    follower = next(node for node in caller.nodes if node is not leader)
-    caller.member, caller.nodes[0] = follower.member, follower
-    image = Image(leader.member.state.store, leader.cluster_id, leader.member_id)
-    for lie in (1, 1 << 63):
-        caller.session = Accepted(follower.member, lambda session: None)
+class Offered:
+    """A follower, and a snapshot that its leader offers it."""
+
+    def __init__(self) -> None:
+        self.caller = Caller(members=3)
+        self.caller.world.run(0.5)
+        leader = self.caller.world.leader
+        assert leader is not None
+        self.leader = leader
+        self.follower = next(node for node in self.caller.nodes if node is not leader)
+        self.incoming = self.follower.member.incoming
+        self.image = Image(leader.member.state.store, leader.cluster_id, leader.member_id)
+
+    def offer(self, to: Node, sender: Node, **changes: int) -> list[Any]:
+        """What it is answered. `changes` are to the offer of the leader."""
+        caller = self.caller
+        caller.member, caller.nodes[0] = to.member, to
+        caller.session = Accepted(to.member, lambda session: None)
         caller.shaken, caller._reader = None, PeerFrameReader(1 << 16)
         caller.shake()
         offer = proto.SnapshotOffer(
-            index=image.index + lie,
-            term=image.term,
+            index=self.image.index + 1,
+            term=self.image.term,
             voters=[1, 2, 3],
-            size_bytes=image.size_bytes,
-            nonce=lie,
-            leader_term=follower.member.raft.term,
+            size_bytes=self.image.size_bytes,
+            nonce=caller.world.rng.getrandbits(32),
+            leader_term=to.member.raft.term,
         )
-        caller.introduce(
-            member_id=leader.member_id, life=leader.member.identity.incarnation, snapshot=offer
+        for name, value in changes.items():
+            setattr(offer, name, value)
+        return caller.introduce(
+            member_id=sender.member_id, life=sender.member.identity.incarnation, snapshot=offer
         )
-        answers = []
-        offset = 0
-        while piece := image.read(offset):
-            offset += len(piece)
-            answers += caller.ask(SNAPSHOT, piece, 1)
+
+    def send(self, data: bytes) -> list[Any]:
+        return self.caller.ask(SNAPSHOT, data, 1)
+
+    def refusal(self, answers: list[Any]) -> str:
         ((_, method, flags, body),) = answers
         assert (method, flags) == (SNAPSHOT, END | ERROR)
-        assert "contradicts the offer" in proto.Error.decode(body).message
-        assert follower.member.incoming.offer is None and caller.session.is_closing
+        assert self.incoming.offer is None and self.caller.session.is_closing
+        text: str = proto.Error.decode(body).message
+        return text
+
+
+@pytest.mark.parametrize("lie", [1, 1 << 63])
+def test_a_snapshot_that_is_not_what_was_offered_is_refused(lie: int) -> None:
+    offered = Offered()
+    offered.offer(offered.follower, offered.leader, index=offered.image.index + lie)
+    answers = []
+    offset = 0
+    while piece := offered.image.read(offset):
+        offset += len(piece)
+        answers += offered.send(piece)
+    assert "contradicts the offer" in offered.refusal(answers)
+
+
+def head_of(offered: Offered, sizes: list[int]) -> bytes:
+    """The beginning of a snapshot with segments of these sizes."""
+    files = [{"name": "checkpoint", "size_bytes": 1}]
+    files += [{"name": segment_name(n), "size_bytes": size} for n, size in enumerate(sizes, 1)]
+    numbers = {"revision": 1, "total_keys": 1, "applied_term": offered.image.term}
+    header = {**numbers, "applied_index": offered.image.index + 1, "files": files}
+    text = json.dumps(header).encode()
+    return b"ETCDLSNP" + struct.pack("<II", 1, len(text)) + text
+
+
+def test_a_snapshot_that_is_larger_than_what_was_offered_is_refused() -> None:
+    """There may be no space for it: only the offered size was compared with that."""
+    offered = Offered()
+    offered.offer(offered.follower, offered.leader)
+    assert "contradicts the offer" in offered.refusal(offered.send(head_of(offered, [1 << 40])))
+
+
+def test_a_snapshot_that_its_leader_does_not_offer_is_refused() -> None:
+    """Otherwise any member could stop the one that the leader sends, or have a member wait for an
+    index that does not exist."""
+    offered = Offered()
+    leader, follower = offered.leader, offered.follower
+    other = next(node for node in offered.caller.nodes if node not in (leader, follower))
+    for to, sender in ((follower, other), (leader, follower)):
+        member = to.member
+        answers = offered.offer(to, sender, index=1 << 62, leader_term=member.raft.term + 9)
+        assert "another member leads now" in offered.refusal(answers[1:])
+        assert not member.catch_up.is_behind and member.incoming.offer is None
+
+
+def test_the_cost_of_a_piece_of_a_snapshot_does_not_depend_on_what_came_before() -> None:
+    offered = Offered()
+    head = head_of(offered, [0] * 300)
+    size_bytes = -(-(len(head) + 1) // 512) * 512 + 32
+    offered.offer(offered.follower, offered.leader, size_bytes=size_bytes)
+    collected = offered.incoming._head
+    for at in range(0, len(head), 100):
+        offered.send(head[at : at + 100])
+        assert offered.incoming._head is collected, "it is not copied for each piece"
+    offered.send(b"")
+    targets = offered.incoming._targets = Looked(offered.incoming._targets)
+    offered.send(b"")
+    assert len(targets) == 301 and targets.looks <= 2
+    offered.send(b"x")
+    offered.send(b"")
+    assert offered.incoming._written == 301
+
+
+class Looked(list[Any]):
+    """Counts the items that are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Any:
+        self.looks += len(self)
+        return super().__iter__()
+
+
+def test_a_member_has_a_few_connections_only() -> None:
+    """Each may hold a frame that has begun, and without a limit one member could take the places of
+    all others."""
+    caller = Caller(members=3)
+    other = caller.nodes[1].member.identity
+    sessions = []
+    for _ in range(2 * MAX_CONNECTIONS):
+        caller.session, caller.shaken = Accepted(caller.member, lambda session: None), None
+        caller._reader = PeerFrameReader(1 << 16)
+        caller.shake()
+        caller.introduce(member_id=other.member_id, life=other.incarnation)
+        sessions.append(caller.session)
+    assert [session.is_aborted for session in sessions] == [True] * 4 + [False] * 4
+    for session in sessions:
+        session.closed()
+    assert other.member_id not in caller.member.peers._admitted, "nor is that of the real member"
 
 
 def test_an_error_without_a_known_code_ends_the_connection() -> None:

@@ -97,17 +97,23 @@ MIB = 1 << 20
 def test_the_largest_holders_go_first_until_the_rest_fits() -> None:
     budget = Budget(100 * MIB)
     clients = [Conn(kept_bytes=size * MIB) for size in (10, 40, 50, 30, 1)]
-    members = [Conn(kept_bytes=20 * MIB)]
-    assert budget.excess(clients, members) == [clients[2], clients[1]]
+    members = [Conn(kept_bytes=20 * MIB, is_member=True)]
+    assert budget.excess([*members, *clients]) == [clients[2], clients[1]]
     assert budget.held_bytes == 61 * MIB and budget.shed == 2
     del clients[1:3]
-    assert not budget.excess(clients, members)
+    assert not budget.excess([*members, *clients])
+
+
+def test_members_are_not_closed_for_what_they_hold() -> None:
+    members = [Conn(kept_bytes=80 * MIB, is_member=True) for _ in range(2)]
+    clients = [Conn(kept_bytes=size * MIB) for size in (1, 2)]
+    assert Budget(100 * MIB).excess([*members, *clients]) == [clients[1], clients[0]]
 
 
 def test_those_that_hold_little_stay() -> None:
     budget = Budget(10 * MIB)
     clients = [Conn(kept_bytes=SMALL_BYTES - 1)] * 1000
-    assert not budget.excess(clients, [])
+    assert not budget.excess(clients)
 
 
 def test_the_limits_are_those_of_the_own_control_group_and_of_all_above_it() -> None:

@@ -13,7 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -953,6 +953,34 @@ def test_a_committed_entry_is_never_overwritten() -> None:
     log.maybe_append(0, 0, some_entries(1, 1, 5), 3)
     with pytest.raises(RaftInvariantError):
         log.maybe_append(2, 1, some_entries(2, 3, 3), 3)
+
+
+class Looked(list[Entry]):
+    """Counts the entries that are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(at)
+
+
+@given(st.lists(st.integers(1, 5), max_size=30), st.integers(0, 40), st.integers(0, 6))
+def test_the_last_index_with_a_term_is_found(terms: list[int], index: int, term: int) -> None:
+    entries = [Entry(term, 8 + n, ENTRY_NORMAL, b"") for n, term in enumerate(sorted(terms))]
+    log = RaftLog(7, 1, entries)
+    expected = min(index, log.last)
+    while expected > 7 and log.term(expected) > term:
+        expected -= 1
+    assert log.last_index_not_above(index, term) == expected
+
+
+def test_a_search_for_a_term_does_not_look_at_the_whole_log() -> None:
+    """Each refusal of an append causes one, here and at the leader."""
+    log = RaftLog(0, 0, some_entries(2, 1, 5000))
+    log.entries = Looked(log.entries)
+    assert log.last_index_not_above(5000, 1) == 0
+    assert log.entries.looks < 20
 
 
 def test_the_first_write_of_an_entry_says_nothing_about_its_third() -> None:

@@ -140,7 +140,7 @@ class Writes:
         self.latest_batch = rng.getrandbits(32) << 20
         self._waiting: dict[int, Batch] = {}
         """Batches that are not applied, by number, the oldest first."""
-        self._forwarded: dict[tuple[int, int], tuple[bytes, list[Waiter]]] = {}
+        self._forwarded: dict[int, dict[int, tuple[bytes, list[Waiter]]]] = {}
         """Entries that other members forwarded, and their requests, by member id and batch."""
         self._held: deque[int] = deque()
         """Numbers of the batches that `retry` proposes."""
@@ -297,11 +297,14 @@ class Writes:
         for _, _, method, request in waiters:
             _check(ENTRY_NORMAL, method, request)
         self._check_version(data)
+        forwarded = self._forwarded.setdefault(node, {})
         try:
+            if len(forwarded) >= MAX_IN_FLIGHT:  # Each has at least one write.
+                raise RequestDropped
             raft.propose(data)
         except (NotLeader, RequestDropped):
             raise error("RequestTooManyRequests") from None
-        self._forwarded[header.member_id, header.batch] = (data, waiters)
+        forwarded[header.batch] = (data, waiters)
 
     def _check_version(self, data: bytes) -> None:
         """Raise EtcdError unless the leader may propose an entry under the cluster version."""
@@ -499,7 +502,10 @@ class Writes:
             else:
                 waiters, since = self._decoded(entry), None
         else:
-            known, waiters = self._forwarded.pop((member_id, number), (b"", []))
+            forwarded = self._forwarded.get(member_id, {})
+            known, waiters = forwarded.pop(number, (b"", []))
+            if not forwarded:
+                self._forwarded.pop(member_id, None)
             since = None
             if known != data:
                 waiters = self._decoded(entry)

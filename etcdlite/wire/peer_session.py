@@ -151,6 +151,7 @@ class Accepted(peer.PeerConnection, OwnRequester):
         self.node, self.incarnation = node, introduction.life
         self.metrics = self.member.metrics.peers[self.node]
         self.opened()
+        self.member.peers.admitted(self)
         if introduction.snapshot is not None:
             self._offered(request_id, introduction.snapshot)
             return
@@ -170,14 +171,14 @@ class Accepted(peer.PeerConnection, OwnRequester):
             self._welcome(request_id)
             self.snapshot_refused(str(failure))
             return
-        if offset is not None:
-            self.member.catch_up.await_snapshot(offer.index)
-        self._welcome(request_id, offer.size_bytes if offset is None else offset)
         if offset is None:
+            self._welcome(request_id, offer.size_bytes)
             self.snapshot_taken()
-        else:
-            room = self.member.state.alarms.snapshot_room
-            self.member.incoming.check_space(offer.size_bytes - offset, room)
+            return
+        self.member.catch_up.await_snapshot(offer.index)
+        self._welcome(request_id, offset)
+        room = self.member.state.alarms.snapshot_room
+        self.member.incoming.check_space(offer.size_bytes - offset, room)
 
     def _refusal(self, introduction: proto.Introduction) -> EtcdError | None:
         member = self.member
