@@ -34,7 +34,7 @@ from etcdlite.cli.failures import (
     say,
 )
 from etcdlite.cli.flags import Command
-from etcdlite.cli.table import COMMAND_BY_NAME, COMMANDS, GROUPS, INSTEAD, REFUSED
+from etcdlite.cli.table import COMMAND_BY_NAME, COMMANDS, GROUPS, INSTEAD, REFUSED, in_group
 
 # Finding the command.
 
@@ -68,10 +68,6 @@ def _resolve(word: str, names: Iterable[str]) -> str:
     return matches[0] if len(matches) == 1 else ""
 
 
-def _in_group(group: str) -> list[Command]:
-    return [command for command in COMMANDS if command.name.startswith(group + " ")]
-
-
 def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]:
     """(the command, a group's name, or None for the program itself; the other words).
 
@@ -91,13 +87,13 @@ def find_command(words: Sequence[str]) -> tuple[Command | str | None, list[str]]
     if top in GROUPS and len(names) == 1:
         found = top
     elif top in GROUPS:
-        second = _resolve(names[1], (command.name.split()[1] for command in _in_group(top)))
+        second = _resolve(names[1], (command.name.split()[1] for command in in_group(top)))
         taken, found = positions, COMMAND_BY_NAME.get(f"{top} {second}")
     if found is not None:
         return found, [word for index, word in enumerate(words) if index not in taken]
     if top in GROUPS:
         name, see = f"{top} {names[1]}", f"{PROGRAM} {top} --help"
-        known = [command.name for command in _in_group(top)]
+        known = [command.name for command in in_group(top)]
     else:
         name, see, known = names[0], f"{PROGRAM} --help", [*COMMAND_BY_NAME, *GROUPS]
     if name in INSTEAD:
@@ -114,9 +110,9 @@ def _print_help(command: Command | str | None) -> None:
     from etcdlite.cli import help as texts
 
     if command is None:
-        sys.stdout.write(texts.program_help(COMMANDS))
+        sys.stdout.write(texts.program_help())
     elif isinstance(command, str):
-        sys.stdout.write(texts.group_help(command, GROUPS[command], _in_group(command)))
+        sys.stdout.write(texts.group_help(command))
     else:
         sys.stdout.write(texts.command_help(command))
 
@@ -131,7 +127,7 @@ def _print_completion(arguments: Sequence[str]) -> None:
 
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         raise BadArguments("completion needs the name of the shell: bash, fish or zsh")
-    sys.stdout.write(completion_script(arguments[0], COMMANDS, GROUPS))
+    sys.stdout.write(completion_script(arguments[0]))
 
 
 _OWN: dict[str, Callable[[Sequence[str]], None]] = {

@@ -347,9 +347,9 @@ def everything() -> dict[str, str]:
         "etcdlite.8": server_page(),
         "etcdlite-ctl.1": ctl_page(),
         "etcdlite.toml.5": toml_page(),
-        "etcdlite-ctl": completion_script("bash", ctl.COMMANDS, ctl.GROUPS),
-        "_etcdlite-ctl": completion_script("zsh", ctl.COMMANDS, ctl.GROUPS),
-        "etcdlite-ctl.fish": completion_script("fish", ctl.COMMANDS, ctl.GROUPS),
+        "etcdlite-ctl": completion_script("bash"),
+        "_etcdlite-ctl": completion_script("zsh"),
+        "etcdlite-ctl.fish": completion_script("fish"),
     }
 
 

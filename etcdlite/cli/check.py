@@ -66,9 +66,7 @@ class Puts:
         self.elapsed_s = 0.0
 
 
-async def _put_keys(
-    session: Session, prefix: bytes, clients: int, count: int, rate: float = 0
-) -> Puts:
+async def _put_keys(session: Session, prefix: bytes, clients: int, count: int, rate: float) -> Puts:
     """Put `count` random keys under `prefix`, `clients` at a time, at most `rate` per second.
 
     All clients share one connection. Rate 0 means no limit."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import indent
 
 from etcdlite import __version__
 from etcdlite.cli.failures import PROGRAM
 from etcdlite.cli.flags import ENVIRONMENT_PREFIXES, FORMATS, GLOBAL_FLAGS, HELP_FLAG, Command, Flag
+from etcdlite.cli.table import COMMANDS, GROUPS, in_group
 from etcdlite.notation import format_duration
 
 FIRST_AID = f"""
@@ -59,16 +60,16 @@ def command_help(command: Command) -> str:
     return "\n".join(parts)
 
 
-def group_help(group: str, text: str, commands: Sequence[Command]) -> str:
-    rows = [(command.name.split()[1], command.help) for command in commands]
+def group_help(group: str) -> str:
+    rows = [(command.name.split()[1], command.help) for command in in_group(group)]
     return (
-        f"NAME:\n  {group} - {text}\n\nUSAGE:\n  {PROGRAM} {group} <subcommand>\n\n"
+        f"NAME:\n  {group} - {GROUPS[group]}\n\nUSAGE:\n  {PROGRAM} {group} <subcommand>\n\n"
         f"COMMANDS:\n{_rows(rows)}\nMore: {PROGRAM} {group} <subcommand> --help\n"
     )
 
 
-def program_help(commands: Sequence[Command]) -> str:
-    rows = sorted((command.name, command.help) for command in commands)
+def program_help() -> str:
+    rows = sorted((command.name, command.help) for command in COMMANDS)
     own, etcdctls = (f"{prefix}ENDPOINTS" for prefix in ENVIRONMENT_PREFIXES)
     return (
         f"NAME:\n  {PROGRAM} - the command line client of etcdlite\n\n"
@@ -139,14 +140,13 @@ SHELLS = ("bash", "fish", "zsh")
 """Those for which there is a completion script."""
 
 
-def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[str, str]) -> str:
-    """The script for one of `SHELLS`. `groups`: what the first word of two-word commands is about.
-    zsh runs the script of bash, after its bashcompinit."""
+def completion_script(shell: str) -> str:
+    """The script for one of `SHELLS`. zsh runs the script of bash, after its bashcompinit."""
     if shell == "fish":
-        return _fish_script(commands, groups)
+        return _fish_script()
     inner: dict[str, list[str]] = {}
     cases = []
-    for command in commands:
+    for command in COMMANDS:
         first, _, second = command.name.partition(" ")
         inner.setdefault(first, []).extend([second] if second else [])
         if command.name == "completion":
@@ -159,7 +159,7 @@ def completion_script(shell: str, commands: Sequence[Command], groups: Mapping[s
         for first, names in (("", sorted(inner)), *inner.items())
         if names
     ]
-    flags = [*GLOBAL_FLAGS, *(flag for command in commands for flag in command.flags)]
+    flags = [*GLOBAL_FLAGS, *(flag for command in COMMANDS for flag in command.flags)]
     switches = {flag.name for flag in flags if flag.kind == "bool"}
     valued = [flag for flag in flags if flag.name not in switches]
     spelled = [f"-{f.short}" for f in valued if f.short] + [f"--{f.name}" for f in valued]
@@ -195,13 +195,13 @@ def _fish_flag(condition: str, flag: Flag) -> str:
     return _fish(condition, *switches, l=flag.name, d=flag.help, s=flag.short, a=values)
 
 
-def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
+def _fish_script() -> str:
     out = ["# etcdlite-ctl completion for fish", "complete -c etcdlite-ctl -f"]
-    for command in commands:
+    for command in COMMANDS:
         first, _, second = command.name.partition(" ")
         seen = f"__fish_seen_subcommand_from {first}"
         if second:
-            others = [c.name.split()[1] for c in commands if c.name.startswith(first + " ")]
+            others = [other.name.split()[1] for other in in_group(first)]
             lacks = f"{seen}; and not __fish_seen_subcommand_from {' '.join(others)}"
             out.append(_fish(lacks, a=second, d=command.help))
             seen += f"; and __fish_seen_subcommand_from {second}"
@@ -210,7 +210,7 @@ def _fish_script(commands: Sequence[Command], groups: Mapping[str, str]) -> str:
         if "file" in command.usage:
             out.append(_fish(seen, "-F"))
         out += [_fish_flag(seen, flag) for flag in command.flags]
-    out += [_fish("__fish_use_subcommand", a=first, d=text) for first, text in groups.items()]
+    out += [_fish("__fish_use_subcommand", a=first, d=text) for first, text in GROUPS.items()]
     out += [_fish_flag("true", flag) for flag in (*GLOBAL_FLAGS, HELP_FLAG)]
     out.append(_fish("__fish_seen_subcommand_from completion", a=" ".join(SHELLS)))
     return "\n".join(out) + "\n"

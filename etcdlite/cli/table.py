@@ -410,6 +410,12 @@ GROUPS = {
 }
 """What the commands with this first word are about."""
 
+
+def in_group(group: str) -> list[Command]:
+    """The commands with this first word."""
+    return [command for command in COMMANDS if command.name.startswith(group + " ")]
+
+
 REFUSED = {
     "backup": "it saves the data of etcd's API v2, which is not here; see snapshot save",
     "migrate": "a data directory has the format of the cluster version, which 'downgrade' lowers",
