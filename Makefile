@@ -96,7 +96,7 @@ release:
 	@test -z "$$(git status --porcelain)" || { echo "make: commit or remove first:" >&2; \
 		git status --short >&2; exit 1; }
 	rm -rf dist build
-	$(MAKE) deb wheel pyz
+	RELEASE=1 $(MAKE) deb wheel pyz
 	cd dist && sha256sum * > SHA256SUMS && sha256sum --check SHA256SUMS
 
 clean:

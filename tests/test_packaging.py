@@ -481,6 +481,20 @@ def test_two_builds_are_identical_and_lintian_finds_nothing(deb):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
+def test_a_build_is_later_for_apt_than_the_builds_and_the_release_before_it(deb):
+    """With one version for all, apt says of a later build that it is installed already."""
+    version = run("dpkg-deb", "-f", deb, "Version").stdout.strip()
+    commit = run("git", "rev-parse", "--short=12", "HEAD", cwd=ROOT).stdout.strip()
+    assert version.endswith(commit)
+    release, at, _ = version.partition("+git")
+    assert release == __version__
+    earlier = f"{release}{at}20261128.120000.ffffffffffff"
+    for order in ((release, earlier), (earlier, version), (version, f"{release}.1")):
+        run("dpkg", "--compare-versions", order[0], "lt", order[1])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_package_has_no_file_below_a_directory_that_is_a_link(deb):
     listed = run("dpkg-deb", "-c", deb).stdout.splitlines()
     tops = {line.split()[5].split("/")[1] for line in listed}
@@ -568,7 +582,7 @@ def next_build(deb: Path, folder: Path) -> None:
     for file in (folder / "next").rglob("etcdlite.toml"):
         file.write_text(file.read_text() + "# A new key.\n")
     control = folder / "next" / "DEBIAN" / "control"
-    control.write_text(control.read_text().replace(f": {__version__}\n", f": {__version__}+next\n"))
+    control.write_text(re.sub("(?m)^Version: .*", r"\g<0>+next", control.read_text()))
     run("dpkg-deb", "--root-owner-group", "-b", folder / "next", folder / "next.deb")
 
 
