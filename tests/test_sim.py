@@ -21,6 +21,7 @@ QUICK = (
     "learners count for a commit",
     "compaction takes too much",
     "checksums are not looked at",
+    "damage is handed on in snapshots",
     "snapshot is not marked in the log",
     "log is released too early",
     "watch does not start at its revision",

@@ -781,6 +781,11 @@ class Client:
         raise Violation("a watch is refused only if it was asked for", f"{self.name}: {reason}")
 
     @property
+    def is_asking(self) -> bool:
+        """An answer is still to come."""
+        return bool(self._open_ops)
+
+    @property
     def is_quiet(self) -> bool:
         """It waits for nothing, and has all watches that it may have."""
         return (

@@ -93,7 +93,7 @@ class Nemesis:
             self.weights.update({"set_back": set_back} if set_back else {})
             if "isolate_leader" in self.weights:
                 self.weights["isolate_with_learners"] = self.weights["isolate_leader"]
-            for name in ("move", "rejoin"):
+            for name in ("move", "rejoin", "rot_and_send"):
                 weight = random.Random(f"{world.seed} {name}").choice((0, 2, 6))
                 self.weights.update({name: weight} if weight else {})
         # Of the wires as a whole.
@@ -363,19 +363,50 @@ class Nemesis:
 
     def _do_rot(self) -> bool:
         """One member at a time, so that the others have what it loses."""
-        leader = self.world.leader
         node = self._pick()
-        if leader is None or node is None or not self.is_whole:
-            return False
-        voters = leader.member.state.membership.voters
         # What rots must be on all others.
-        others = [n for n in self._up if n.member_id in voters and n is not node]
+        others = self._other_voters(node)
         return (
-            node.member_id in voters
-            and len(voters) >= 3
-            and len(others) == len(voters) - 1
+            node is not None
+            and bool(others)
             and node.rot(min(n.member.state.store.revision for n in others))
         )
+
+    def _do_rot_and_send(self) -> bool:
+        """The leader's disk rots while another voter is away, which then needs a snapshot of it.
+        The rest have what it loses."""
+        leader, others = self.world.leader, self._other_voters(self.world.leader)
+        if leader is None or not others or self._is_setting_back or self.admin.is_asking:
+            return False
+        away = self._rng.choice(others)
+        last, life, away_life = away.member.raft.log.last, leader._life, away._life + 1
+        away.crash()
+
+        def look(attempts: int) -> None:
+            may = self.is_active and leader.is_up and leader._life == life and leader.member.leads
+            if not may or not attempts or away._life != away_life:
+                self.restart(away)
+            elif leader.member.raft.log.offset <= last:
+                self._later(0.3, 0.6, lambda: look(attempts - 1))
+            else:
+                others = self._other_voters(leader, away)
+                if others and not any(node.is_old_copy for node in others):
+                    leader.rot(min(n.member.state.store.revision for n in others))
+                self.restart(away)
+
+        look(20)
+        return True
+
+    def _other_voters(self, node: Node | None, away: Node | None = None) -> list[Node]:
+        """The voters beside `node`, which is one of three or more, and beside `away`; none if one
+        of them is down, or a disk is lost already."""
+        leader = self.world.leader
+        if leader is None or node is None or not self.is_whole:
+            return []
+        voters = leader.member.state.membership.voters
+        others = [n for n in self._up if n.member_id in voters and n not in (node, away)]
+        missing = len(voters) - len({node, away} - {None}) - len(others)
+        return others if node.member_id in voters and len(voters) >= 3 and not missing else []
 
     def _do_set_back(self) -> bool:
         """A member's disk goes back to a copy of some seconds ago. That takes a while, in which
@@ -424,15 +455,9 @@ class Nemesis:
 
     def _may_set_back(self, node: Node) -> bool:
         """Whether all is well, the member is one of a majority, and it is in contact with all."""
-        world, leader = self.world, self.world.leader
-        if leader is None or not self.is_whole:
-            return False
-        voters = leader.member.state.membership.voters
-        others = [n for n in self._up if n.member_id in voters and n is not node]
+        world, others = self.world, self._other_voters(node)
         return (
-            node.member_id in voters
-            and len(voters) >= 3
-            and len(others) == len(voters) - 1
+            bool(others)
             and all(node.member.peers.is_open(n.member_id) for n in others)
             and not (world.blocked or world.slow or world.flips)
             and not any(

@@ -765,7 +765,13 @@ def _records_are_read_unchecked(patch: Patch) -> None:
     patch.set(data.DataFile, "read", trusting)
 
 
-@mutation(faults={"rot": 20.0, "kill": 10.0, "away": 20.0, "add_member": 10.0}, load={"get": 60.0})
+@mutation(
+    faults={"rot_and_send": 120.0},
+    # Otherwise the leader finds it and stops.
+    load={"put": 60.0, "get": 0.0},
+    mean_pause_s=0.5,
+    options={"raft": {"log_tail_bytes": 2000}},
+)
 def _damage_is_handed_on_in_snapshots(patch: Patch) -> None:
     patch.set(snap, "verify", lambda disk, directory: None)
 
