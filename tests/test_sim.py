@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from sim.checkers import Violation
 from sim.mutations import MIXED_VERSIONS, MOST_SEEDS, MUTATIONS, Mutation, Patch, hunt, prepare
 from sim.simulation import Failure, Simulation, fresh_seed
 
@@ -141,6 +142,17 @@ def test_the_same_seed_gives_the_same_trace_whatever_the_hash_seed() -> None:
 def test_the_same_seed_twice_in_one_process_gives_the_same_trace() -> None:
     for seed in (3, 5):
         assert simulate(seed, 0.1).world.digest == simulate(seed, 0.1).world.digest
+
+
+def test_a_member_whose_revision_is_behind_at_its_place_in_the_log_is_found() -> None:
+    """Its hash is that of the others at an earlier revision, so only the place shows it."""
+    simulation = Simulation(3, members=3)
+    simulation.run(0.05)
+    store = simulation.world.nodes["m2"].member.state.store
+    simulation._compare_hashes()
+    store.revision -= 1
+    with pytest.raises(Violation, match="equal revisions at equal places of the log"):
+        simulation._compare_hashes()
 
 
 def test_a_failure_says_what_is_wrong_and_how_to_see_it_again() -> None:

@@ -915,6 +915,8 @@ class Safety:
         """By term."""
         self.entries: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)]
         """(term, kind, size, crc) of what is applied somewhere, by index."""
+        self.revisions = [oracle.revision]
+        """The revision after each of these entries, by index."""
         self.committed: list[int] = [0]
         """The term of what is known to be committed somewhere, by index."""
         self.logged: dict[tuple[int, int], tuple[int, int]] = {}
@@ -1117,6 +1119,7 @@ class Safety:
                 self.changes += 1
             if entry.data:
                 self.oracle.carry_out(index, entry.data)
+            self.revisions.append(self.oracle.revision)
 
 
 class Watched:

@@ -699,6 +699,17 @@ def _leases_never_end(patch: Patch) -> None:
     patch.set(lease.Lessor, "expired", lambda self, now, limit: [])
 
 
+@mutation(
+    load={"lease": 8.0, "lease_put": 30.0}, faults={"power": 20.0, "kill": 20.0, "away": 10.0}
+)
+def _keys_of_leases_are_forgotten_by_a_restart(patch: Patch) -> None:
+    def forgetful(self: Any) -> None:
+        for lease_id, record in self.buckets.get(layout.LEASE, {}).items():
+            self.lessor.restore(mvcc.LEASE_KEY.unpack(lease_id)[0], record)
+
+    patch.set(mvcc.Store, "_load_leases", forgetful)
+
+
 # Watches.
 
 

@@ -213,7 +213,8 @@ class Simulation:
                 self.administrator.is_active = True
 
     def _compare_hashes(self) -> None:
-        """Members at one place in the log have equal states, and no alarm CORRUPT is raised."""
+        """Members at one place in the log have equal states, with the revision of the second store,
+        and no alarm CORRUPT is raised."""
         self.world.at(HASH_INTERVAL_S, self._compare_hashes)
         for node in self.world.nodes.values():
             if node.is_up and node.member.state.alarms.is_corrupt:
@@ -228,6 +229,15 @@ class Simulation:
         ]
         if not stores:
             return
+        for name, store in stores:
+            expected = self.safety.revisions[store.applied_index]
+            if store.revision != expected:
+                raise Violation(
+                    "members have equal revisions at equal places of the log",
+                    f"after entry {store.applied_index} {name} is at revision {store.revision} "
+                    f"instead of {expected}",
+                    (name, "lease"),
+                )
         revision = min(store.revision for _, store in stores)
         for name, store in stores:
             if store.compacted <= revision:
@@ -297,6 +307,9 @@ class Simulation:
         self._wait_until_quiet()
         self._check_members_equal()
         self._check_leases()
+        # What the end of the leases deleted must be gone everywhere.
+        self._wait_until_quiet()
+        self._check_members_equal()
         world.note(f"settled at revision {oracle.revision}, {oracle.answers} answers")
 
     def _wait_until_quiet(self) -> None:
