@@ -15,6 +15,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
+from rigs.plain_model import BOUNDS
+
 from etcdlite import frames, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.storage.layout import DataDamaged
@@ -63,6 +65,9 @@ class Load:
         self.burst = rng.choice((2, 8, 16, 32))
         self.watches = rng.choice((0, 1, 3))
         self.is_slow_share = rng.choice((0.0, 0.0, 0.3))
+        self.range_share = 0.0
+        """Of the parts of transactions, those that mean a range of keys; and of the ranges that are
+        read, those that leave out some revisions."""
         self.weights = {
             "put": 40,
             "get": rng.choice((5, 20, 60)),
@@ -452,6 +457,8 @@ class Client:
         elif luck < 0.6:
             request.sort_target = rng.randint(1, 4)
             request.sort_order = rng.randint(1, 2)
+        if self._means_ranges():
+            setattr(request, rng.choice(BOUNDS), rng.randint(1, self.oracle.revision))
         self.ask("KV.Range", request)
 
     def _do_past(self) -> None:
@@ -483,10 +490,23 @@ class Client:
         ) and not _is_read_only(request)
         self.ask("KV.Txn", request, is_write=is_write)
 
+    def _means_ranges(self) -> bool:
+        share = self.load.range_share
+        return share > 0.0 and self._rng.random() < share
+
     def _compare(self, key: bytes) -> Any:
         rng = self._rng
         oracle = self.oracle
         result = rng.choice((0, 0, 1, 2, 3))
+        if self._means_ranges():
+            start, range_end = self._range()
+            name, highest = rng.choice(
+                (("version", 3), ("create_revision", oracle.revision), ("lease", 0))
+            )
+            compare = proto.Compare(key=start, range_end=range_end, result=result)
+            compare.target = getattr(proto.Compare, name.removesuffix("_revision").upper())
+            setattr(compare, name, rng.randint(0, highest))
+            return compare
         known = oracle.now.get(key)
         luck = rng.random()
         if luck < 0.5:
@@ -503,6 +523,16 @@ class Client:
 
     def _operation(self, key: bytes) -> Any:
         rng = self._rng
+        if self._means_ranges():
+            if rng.random() < 0.3:
+                # Of keys that no transaction puts beside it, which etcd refuses.
+                many = proto.DeleteRangeRequest(key=b"m", range_end=b"n")
+                many.prev_kv = rng.random() < 0.3
+                return proto.RequestOp(request_delete_range=many)
+            start, range_end = self._range()
+            asked = proto.RangeRequest(key=start, range_end=range_end)
+            asked.count_only = rng.random() < 0.3
+            return proto.RequestOp(request_range=asked)
         luck = rng.random()
         if luck < 0.5:
             put = proto.PutRequest(key=key, value=self._value(), prev_kv=rng.random() < 0.2)

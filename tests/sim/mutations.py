@@ -614,6 +614,21 @@ def _transaction_takes_the_wrong_branch(patch: Patch) -> None:
     patch.set(txn, "_holds", wrong)
 
 
+@mutation(load={"txn": 60.0, "ranges": 0.4})
+def _compare_of_a_range_looks_at_its_first_key_only(patch: Patch) -> None:
+    compare_steps = txn._compare_steps
+
+    def partial(store: Any, compare: Any, revision: int) -> Iterator[None]:
+        if compare.range_end:
+            kept = {name: getattr(compare, name) for name in ("result", "target", "key")}
+            value = txn.TARGETS[compare.target]
+            kept[value] = getattr(compare, value)
+            compare = proto.Compare(**kept)
+        return compare_steps(store, compare, revision)
+
+    patch.set(txn, "_compare_steps", partial)
+
+
 @mutation(load={"delete": 20.0, "put": 40.0})
 def _version_survives_a_delete(patch: Patch) -> None:
     encode = mvcc.encode_key_value
@@ -1104,6 +1119,8 @@ def prepare(found: Mutation, seed: int) -> Simulation:
     for name, weight in found.load.items():
         if name == "watches":
             simulation.load.watches = int(weight)
+        elif name == "ranges":
+            simulation.load.range_share = weight
         elif name == "slow":
             simulation.load.is_slow_share = weight
         else:
