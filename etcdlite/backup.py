@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
-from etcdlite import ETCD_API_VERSION, age, bootstrap, datadir, snap
+from etcdlite import age, bootstrap, datadir, snap
 from etcdlite.age import AgeError, DecryptedFile, Identity
 from etcdlite.datadir import Home
 from etcdlite.etcd_restore import MAX_REVISION, EtcdBackup, has_digest, is_etcd
@@ -33,7 +33,6 @@ class Status(NamedTuple):
     total_keys: int
     """Of a backup of etcd: in all buckets, each version of a key counts."""
     total_size_bytes: int
-    version: str
 
 
 def status(path: str, progress: Report = None, identities: Sequence[Identity] = ()) -> Status:
@@ -46,7 +45,7 @@ def status(path: str, progress: Report = None, identities: Sequence[Identity] = 
             found = EtcdBackup(path, file, not has_digest(file), progress, hashes=True)
         else:
             found = _OwnBackup(path, file, False, progress)
-        return Status(found.hash, found.revision, found.total_keys, found.size_bytes, found.version)
+        return Status(found.hash, found.revision, found.total_keys, found.size_bytes)
 
 
 def restore(
@@ -106,8 +105,6 @@ def new_member(home: Home) -> Iterator[str]:
 
 class _OwnBackup:
     """A backup in the format of `snap.py` that was checked, as `EtcdBackup` is one of etcd."""
-
-    version = ETCD_API_VERSION
 
     def __init__(self, path: str, file: Any, skip_hash_check: bool, progress: Report) -> None:
         """Raises SnapshotError, OSError."""

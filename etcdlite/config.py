@@ -157,8 +157,6 @@ class Config(NamedTuple):
     tls_max_version: str
     self_signed_cert_validity: int
     """Years."""
-    auto_compaction_mode: str
-    """"periodic" or "revision"."""
     auto_compaction_retention_s: float
     """History to keep in mode "periodic"; 0: no automatic compaction by time."""
     auto_compaction_retention_revisions: int
@@ -514,8 +512,9 @@ class _Resolver:
             for flag in flags.FLAGS.values()
             if flag.status == flags.IMPLEMENTED
         }
-        for name in ("config_file", "feature_gates", "auto_compaction_retention"):
+        for name in ("config_file", "feature_gates"):
             del values[name]
+        del values["auto_compaction_mode"], values["auto_compaction_retention"]
         peer_urls = self._advertised_to_peers()
         retention_s, retention_revisions = self._retention()
         quota = self._value("quota-backend-bytes")

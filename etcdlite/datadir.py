@@ -98,7 +98,6 @@ class Opened(NamedTuple):
     cluster_id: int
     member_id: int
     store: Store
-    lessor: Lessor
     wal: WAL
     hard_state: HardState
     log_index: int
@@ -408,8 +407,7 @@ def open_member(
             f"{data}/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
             "this member from a backup with 'etcdlite-ctl snapshot restore'"
         )
-    lessor = Lessor(min_ttl_s, limits)
-    store = Store.open(disk, data, lessor, home.segment_bytes, limits)
+    store = Store.open(disk, data, Lessor(min_ttl_s, limits), home.segment_bytes, limits)
     # A member that joins has no version until it hears from the leader.
     if store.buckets.get(layout.MEMBER) and (
         why := incompatibility(version, layout.cluster_version(store.buckets))
@@ -430,7 +428,7 @@ def open_member(
         log_term, log_index, _, _ = recovered.entries[0]
         entries = recovered.entries[1:]
     hard_state = recovered.hard_state
-    return Opened(*ids, store, lessor, wal, hard_state, log_index, log_term, entries, notes)
+    return Opened(*ids, store, wal, hard_state, log_index, log_term, entries, notes)
 
 
 def membership(store: Store, member_id: int) -> list[proto.Member]:

@@ -133,11 +133,6 @@ class EtcdBackup:
         """Of the database."""
         return self._reader.pages * self._reader.page_bytes
 
-    @property
-    def version(self) -> str:
-        """That of the storage, which etcd 3.6 writes; "" before."""
-        return self._meta.get(b"storageVersion", b"").decode("ascii", "replace")
-
     # The check. A ValueError says what is wrong.
 
     def _check(self) -> None:

@@ -405,7 +405,7 @@ GOLDEN: list[tuple[str, str, tuple[Any, ...], str]] = [
     (
         "table",
         "snapshot_status",
-        (Status(0x88EE92E9, 57, 71, 24576, "3.6.0"),),
+        (Status(0x88EE92E9, 57, 71, 24576),),
         "+----------+----------+------------+------------+\n"
         "|   HASH   | REVISION | TOTAL KEYS | TOTAL SIZE |\n"
         "+----------+----------+------------+------------+\n"
@@ -415,19 +415,19 @@ GOLDEN: list[tuple[str, str, tuple[Any, ...], str]] = [
     (
         "simple",
         "snapshot_status",
-        (Status(0xC0F74EDC, 15, 23, 20480, "3.6.0"),),
+        (Status(0xC0F74EDC, 15, 23, 20480),),
         "c0f74edc, 15, 23, 20 kB\n",
     ),
     (
         "json",
         "snapshot_status",
-        (Status(3555895242, 29, 39, 24576, "3.6.0"),),
+        (Status(3555895242, 29, 39, 24576),),
         '{"hash":3555895242,"revision":29,"totalKey":39,"totalSize":24576}\n',
     ),
     (
         "fields",
         "snapshot_status",
-        (Status(4213253264, 43, 55, 24576, "3.6.0"),),
+        (Status(4213253264, 43, 55, 24576),),
         '"Hash" : 4213253264\n"Revision" : 43\n"Keys" : 55\n"Size" : 24576\n',
     ),
 ]

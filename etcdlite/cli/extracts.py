@@ -83,9 +83,7 @@ def status(path: str, session: Session) -> backup.Status:
     with backup.opened(path, identities(session)) as file:
         found = extract.check(path, file)
         number = int.from_bytes(found.digest[:4], "big")
-        return backup.Status(
-            number, found.header.revision, found.total_keys, found.size_bytes, "extract"
-        )
+        return backup.Status(number, found.header.revision, found.total_keys, found.size_bytes)
 
 
 def is_extract(session: Session, path: str) -> bool:
