@@ -189,7 +189,7 @@ class Metrics:
         self.snapshot_receive_s = Histogram(doubling(0.1, 10))
         """From the first byte of the leader's snapshot until it is durable."""
         self.snapshot_sync_s = Histogram(SYNC_BOUNDS_S)
-        self.checkpoint_s = Histogram(doubling(0.01, 14))
+        self.checkpoint_s = Histogram(doubling(0.001, 18))
         # Leases.
         self.leases_granted = 0
         self.leases_revoked = 0

@@ -53,6 +53,7 @@ ETCD = """
   etcd_debugging_mvcc_watch_stream_total gauge
   etcd_debugging_mvcc_watcher_total gauge
   etcd_debugging_server_lease_expired_total counter
+  etcd_debugging_snap_save_total_duration_seconds histogram
 * etcd_disk_backend_commit_duration_seconds histogram
   etcd_disk_backend_defrag_duration_seconds histogram
   etcd_disk_backend_snapshot_duration_seconds histogram
@@ -124,6 +125,7 @@ BUCKETS = {
     "etcd_debugging_lease_ttl_total": (1, 24),
     "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds": (1, 13),
     "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds": (100, 14),
+    "etcd_debugging_snap_save_total_duration_seconds": (0.001, 14),
     "etcd_disk_backend_commit_duration_seconds": (0.001, 14),
     "etcd_disk_backend_defrag_duration_seconds": (0.1, 13),
     "etcd_disk_backend_snapshot_duration_seconds": (0.01, 17),

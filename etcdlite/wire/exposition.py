@@ -198,6 +198,8 @@ class Scrape(NamedTuple):
              "Time to receive a snapshot from the leader, until it is durable"),
             ("histogram", "etcd_snap_db_fsync_duration_seconds", metrics.snapshot_sync_s,
              "Time to sync the files of a received snapshot"),
+            ("histogram", "etcd_debugging_snap_save_total_duration_seconds",
+             metrics.checkpoint_s.with_bounds(SYNC_BOUNDS_S), "Duration of a checkpoint"),
         )  # fmt: skip
 
     def _watches_and_leases(self) -> Iterator[str]:
