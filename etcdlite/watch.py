@@ -58,6 +58,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from sortedcontainers import SortedDict, SortedList
@@ -141,14 +142,8 @@ class Sink(Protocol):
         """Take one encoded WatchResponse."""
 
 
-class _ClosedSink:
-    blocked = True
-
-    def send(self, body: bytes) -> None:
-        raise AssertionError("a response for a closed stream")
-
-
-_CLOSED = _ClosedSink()
+_CLOSED: Any = SimpleNamespace(blocked=True)
+"""The sink of a closed stream: nothing can be sent to it."""
 
 
 class _Watch:

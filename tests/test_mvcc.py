@@ -559,6 +559,23 @@ def test_events_are_read_in_steps_within_a_revision_too() -> None:
     assert [event[0] for event in part] == [first] * 30, "revisions are read whole"
 
 
+def test_few_deletes_of_large_values_are_read_at_once() -> None:
+    """A watch with previous values needs those, too."""
+    rig = grown_rig()
+    keys = [b"large%02d" % n for n in range(30)]
+    for key in keys:
+        rig.put(key, bytes(16_000))
+    first = rig.store.revision + 1
+    for key in keys:
+        rig.delete(key)
+    events: list[Any] = []
+    while len(events) < len(keys):
+        part = read_events(rig.store, first + len(events), 5000)
+        assert len(part) <= 5
+        events += part
+    assert events == rig.model.events_since(first)
+
+
 def test_events_are_read_whole_whatever_happens_between_the_steps() -> None:
     for disturbed_at in range(1, 30):
         rig = grown_rig()
