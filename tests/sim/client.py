@@ -586,6 +586,9 @@ class Client:
     def _read_many(self) -> None:
         rng = self._rng
         request = proto.RangeRequest(key=b"m", range_end=b"n")
+        if self._means_ranges():
+            request.key = b"m%02d" % rng.randrange(MANY)
+            request.range_end = b"m%02d" % rng.randint(MANY, 2 * MANY)
         request.serializable = rng.random() < 0.3
         request.count_only = rng.random() < 0.5
         request.limit = rng.choice((0, 0, 3))

@@ -50,7 +50,7 @@ from etcdlite.replica import entry as entry_format
 from etcdlite.replica import reads as reading
 from etcdlite.request import Waiter
 from etcdlite.rights import EVERYTHING
-from etcdlite.storage import data, index, layout
+from etcdlite.storage import data, index, layout, removal
 from etcdlite.storage.layout import AUTH_ROLE
 from etcdlite.wire import api
 from sim.simulation import STOPPED, Failure, Simulation
@@ -336,6 +336,17 @@ def _read_beside_a_delete_sees_part_of_it(patch: Patch) -> None:
         return scan(self, start, end, revision + (revision == self.revision), *limits)
 
     patch.set(mvcc.Store, "scan", present)
+
+
+@mutation(load={"purge": 60.0, "ranges": 0.5}, look_s=0.002, tunables={"delete_step_keys": 1})
+def _count_beside_a_delete_leaves_out_what_lies_at_its_ends(patch: Patch) -> None:
+    count = removal.Removal.count
+
+    def rough(self: Any, start: bytes, end: bytes | None) -> Any:
+        counted = count(self, start, end)
+        return counted and (counted[0], [])
+
+    patch.set(removal.Removal, "count", rough)
 
 
 @mutation(faults={**CRASHES, "power_all": 20.0})
