@@ -85,6 +85,17 @@ def test_bits_that_flip_between_members_change_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "seed", [2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 60))]
+)
+def test_a_leader_whose_data_is_damaged_is_replaced(seed: int) -> None:
+    """Although it can bring nobody up to date who needs a snapshot."""
+    try:
+        prepare(MUTATIONS["damage is handed on in snapshots"], seed).run(0.25)
+    except Failure as failure:
+        pytest.fail(str(failure), pytrace=False)
+
+
+@pytest.mark.parametrize(
     "seed", [2, 3, *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 60))]
 )
 def test_users_whose_rights_change_may_do_what_the_rules_say(seed: int) -> None:

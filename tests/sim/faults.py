@@ -677,7 +677,8 @@ class Nemesis:
         return all(node.is_gone for node in self.world.nodes.values() if _is_lost(node))
 
     def replace_lost(self) -> None:
-        """Remove the member whose disk is rotten or an old copy."""
+        """Remove the member whose disk is rotten or an old copy; if it leads, another one leads
+        first, as the log says."""
         leader = self.world.leader
         for node in list(self.world.nodes.values()):
             if not _is_lost(node) or node.is_gone or leader is None:
@@ -687,6 +688,14 @@ class Nemesis:
             elif self.world.now - self._replaced_at > 2.0:
                 self._replaced_at = self.world.now
                 self._connect_to(leader)
+                voters = leader.member.raft.voters
+                others = [n for n in self._up if n.member_id in voters and not _is_lost(n)]
+                if node is leader and others:
+                    # It cannot bring those up to date that are needed to remove it.
+                    furthest = max(others, key=lambda other: other.member.raft.log.last)
+                    to_other = proto.MoveLeaderRequest(targetID=furthest.member_id)
+                    self._admin_ask("Maintenance.MoveLeader", to_other)
+                    continue
                 request = proto.MemberRemoveRequest(ID=node.member_id)
                 self._admin_ask("Cluster.MemberRemove", request)
 
