@@ -40,6 +40,7 @@ from etcdlite.client import (
     UnknownOutcome,
 )
 from etcdlite.client.gateway import Gateway
+from etcdlite.errors import RESOURCE_EXHAUSTED
 
 Histories = dict[bytes, list[bytes | None]]
 
@@ -737,3 +738,19 @@ def test_a_gateway_names_the_endpoint_that_failed() -> None:
         assert caught.value.endpoint == endpoints[2]
         assert caught.value.text.startswith(f"{endpoints[2]}: ")
     gateway.close()
+
+
+def test_pages_are_smaller_where_values_are_large() -> None:
+    class Source:
+        def call(self, method: str, request: proto.RangeRequest) -> proto.RangeResponse:
+            first = 0 if request.key == b"k" else int(request.key[1:4]) + 1
+            if request.limit > 3:
+                raise EtcdliteError(RESOURCE_EXHAUSTED, "the answer is too large")
+            kvs = [proto.KeyValue(key=b"k%03d" % n) for n in range(first, 9)]
+            more = len(kvs) > request.limit
+            return proto.RangeResponse(
+                header=proto.ResponseHeader(revision=7), kvs=kvs[: request.limit], more=more
+            )
+
+    found = [kv.key for kv in mirror.pages(Source(), b"k", 0)]
+    assert found == [b"k%03d" % n for n in range(9)]

@@ -43,7 +43,7 @@ from etcdlite.client import Compacted, EtcdliteError, RequestTooManyRequests, Ti
 from etcdlite.client.calls import BACKOFF_FIRST_S, BACKOFF_MAX_S
 from etcdlite.client.errors import error_for, part
 from etcdlite.client.operations import prefix_range
-from etcdlite.errors import UNAVAILABLE, UNKNOWN
+from etcdlite.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, UNKNOWN
 
 TXN_BYTES = 1 << 20
 """Keys and values of one transaction, unless one change alone is larger. etcd's default limit of a
@@ -587,7 +587,14 @@ def pages(client: Any, prefix: bytes, revision: int, after: bytes = b"") -> Iter
     the key `after`."""
     limit = 64
     while True:
-        response = client.call("KV.Range", _range(prefix, after, limit=limit, revision=revision))
+        wanted = _range(prefix, after, limit=limit, revision=revision)
+        try:
+            response = client.call("KV.Range", wanted)
+        except EtcdliteError as failure:
+            if failure.code != RESOURCE_EXHAUSTED or limit == 1:
+                raise
+            limit = max(1, limit // 8)  # The values are large.
+            continue
         revision = revision or part(response).revision
         yield from response.kvs
         if not response.more or not response.kvs:
