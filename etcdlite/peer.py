@@ -713,9 +713,9 @@ class Link:
             self.failures += 1
             self._pause()
             return
+        self._next_dial_at = self.since + REDIAL_MAX_S  # At once if it was open for longer.
         self.since = None
         self._was_lost = True
-        self._next_dial_at = 0.0
         if not self.local.is_stopping:
             log.warn("lost connection to peer", remote_peer_id=self._hex)
         self.local.events.on_unreachable(self.node)

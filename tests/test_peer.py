@@ -678,6 +678,26 @@ def test_hostile_bytes_close_the_connection_and_nothing_else(
 CALLERS = [Caller(members=3)]
 
 
+def test_a_member_that_ends_each_connection_at_once_is_not_dialled_without_a_pause() -> None:
+    """Each connection has two lines in the log."""
+    caller = Caller(members=3)
+    world, link = caller.world, Link(caller.member.peers.local, 99, [url("m9")])
+
+    def dials(lives_s: float) -> int:
+        count = 0
+        for dial in link.dials(world.now, lambda session: None):
+            count += 1
+            link.opened()
+            world.run(lives_s)
+            dial.closed()
+        return count
+
+    assert sum((dials(0), world.run(0.01))[0] for _ in range(200)) < 15  # In two seconds.
+    world.run(1)
+    assert [dials(2), dials(0)] == [1, 1], "the loss of one that was stable may be a short outage"
+    assert dials(0) == 0
+
+
 def test_a_dialer_hangs_up_on_what_is_not_a_member() -> None:
     caller = Caller(members=3)
     link = Link(caller.member.peers.local, 99, [url("m9")])
