@@ -21,10 +21,11 @@ from test_cluster_live import cluster as live_clusters
 
 from etcdlite import log, proto
 from etcdlite.errors import DATA_LOSS, EtcdError
+from etcdlite.methods import SET_CLUSTER_VERSION
 from etcdlite.options import Options
 from etcdlite.replica import corruption, rollback
 from etcdlite.replica.alarms import CORRUPT
-from etcdlite.versions import OLDEST
+from etcdlite.versions import CURRENT, OLDEST
 
 live = live_clusters
 
@@ -194,6 +195,8 @@ def test_a_founding_keeps_its_number(cluster: Cluster) -> None:
         cluster.leader = cluster.world.elect()
     change = cluster.leader.member.state.cluster_version.change(OLDEST, OLDEST, 7)
     assert change.version == f"{OLDEST}.{number}"
+    change = proto.ClusterVersion(version=str(CURRENT), old_version=str(CURRENT))
+    assert cluster.leader.member.writes.propose_once([(SET_CLUSTER_VERSION, change)])
     write(cluster)
     assert numbers() == before
 

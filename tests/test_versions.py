@@ -21,6 +21,7 @@ from etcdlite.errors import EtcdError
 from etcdlite.frames import frame
 from etcdlite.methods import PUT, SET_CLUSTER_VERSION, SINCE
 from etcdlite.proto import DecodeError
+from etcdlite.replica.cluster_version import founding_in
 from etcdlite.replica.entry import TooNew, check_entry, encode_entry, needed_version
 from etcdlite.replica.entry import read_header as read_entry
 from etcdlite.snap import SnapshotError, read_header
@@ -57,6 +58,13 @@ def test_what_is_no_version_is_refused(text: str) -> None:
 def test_a_version_has_no_patch_number() -> None:
     assert versions.parse("0.1") == versions.parse("0.1.7") == V0_1
     assert (str(V0_2), V0_2.full) == ("0.2", "0.2.0")
+
+
+def test_a_version_may_end_with_the_number_of_a_founding() -> None:
+    for text, number in (("0.2.7", 7), (f"0.2.{2**64 - 1}", 2**64 - 1)):
+        assert founding_in(text) == number
+    for other in ("", "x", "-1", "1.2", "1 ", "٣", str(2**64), "9" * 5000):
+        assert founding_in(f"0.2.{other}") == founding_in(other) == 0
 
 
 def test_programs_of_neighbouring_versions_fit() -> None:

@@ -16,7 +16,7 @@ from etcdlite import log, proto
 from etcdlite.errors import error
 from etcdlite.mvcc import Store
 from etcdlite.storage import layout
-from etcdlite.versions import Version
+from etcdlite.versions import Version, parse
 
 
 class ClusterVersion:
@@ -29,8 +29,8 @@ class ClusterVersion:
         """Take the version of a store."""
         self._store = store
         self.version = layout.cluster_version(store.buckets)
-        stored = store.buckets.get(layout.CLUSTER, {}).get(layout.CLUSTER_VERSION, b"").split(b".")
-        self.founding = int(stored[2]) if len(stored) > 2 else 0
+        stored = store.buckets.get(layout.CLUSTER, {}).get(layout.CLUSTER_VERSION, b"")
+        self.founding = founding_in(stored.decode())
         self.target = layout.downgrade_target(store.buckets)
         """`target`: the version to go down to; None if no downgrade is enabled."""
 
@@ -67,8 +67,10 @@ class ClusterVersion:
         """Apply a `ClusterVersion`. Raises EtcdError if the versions changed since it was made."""
         if not self.may_apply(request):
             raise error("ClusterVersionUnavailable")
-        before = self.version
-        changes = {layout.CLUSTER_VERSION: request.version, layout.DOWNGRADE_TARGET: request.target}
+        before, version = self.version, request.version
+        if self.founding and not founding_in(version):  # It was given one meanwhile.
+            version = f"{parse(version)}.{self.founding}"
+        changes = {layout.CLUSTER_VERSION: version, layout.DOWNGRADE_TARGET: request.target}
         for key, value in changes.items():
             self._store.set_bucket(layout.CLUSTER, key, value.encode() or None)
         self.restore(self._store)
@@ -76,6 +78,13 @@ class ClusterVersion:
             log.info("updated cluster version", **{"from": before.full, "to": self.version.full})
         elif self.target is not None:
             log.warn("a downgrade of the cluster is enabled", target_version=self.target.full)
+
+
+def founding_in(text: str) -> int:
+    """The number of a founding in place of the patch number, as in "0.2.71"; 0 if none is there."""
+    number = text.partition(".")[2].partition(".")[2]
+    is_one = number.isascii() and number.isdigit() and len(number) <= 20
+    return int(number) if is_one and int(number) < 1 << 64 else 0
 
 
 def _text(version: Version | None) -> str:
