@@ -24,6 +24,7 @@ from etcdlite.client import connection
 from etcdlite.client.errors import EtcdliteError
 from etcdlite.config import Config
 from etcdlite.datadir import Founding, Home, StartError
+from etcdlite.errors import MayPass
 from etcdlite.replica.membership import derive_cluster_id, derive_member_id
 from etcdlite.storage.disk import Disk
 from etcdlite.urls import format_address, host_port
@@ -56,6 +57,10 @@ class NoAnswer(StartError):
 
 class NoChannel(NoAnswer):
     """A process answers, but the channel to it cannot be established, as with another secret."""
+
+
+class NotAdded(StartError, MayPass):
+    """The cluster does not have this member yet."""
 
 
 class OtherCluster(StartError):
@@ -241,7 +246,7 @@ def _own(
     """This member among the cluster's. Raises StartError if the lists differ, as etcd does."""
     own = [member for member in members if sorted(member.peerURLs) == own_urls]
     if not own:
-        raise StartError(
+        raise NotAdded(
             f"the cluster has no member with the peer URLs {', '.join(own_urls)}. Add it first, "
             f"with 'etcdlite-ctl member add {name} --peer-urls={','.join(own_urls)}', or correct "
             "--initial-advertise-peer-urls"

@@ -30,6 +30,7 @@ from rigs.processes import PATIENCE_S, ROOT, ServerProcess, wait_until
 
 from etcdlite import __main__, backup, config, datadir, frames, log, methods, proto, sealing, wal
 from etcdlite import server as server_module
+from etcdlite.bootstrap import NotAdded
 from etcdlite.client import (
     Client,
     Compacted,
@@ -777,6 +778,7 @@ def test_the_last_line_says_what_happened_to_the_disk(number, tmp_path, monkeypa
         (wal.WALDamaged("wal/1.wal", 0, "a checksum is wrong"), 2),
         (ModuleNotFoundError("No module named 'h11'", name="h11"), 2),
         (MayPass("the port is in use"), 1),
+        (NotAdded("the cluster has no member with this URL"), 1),
         (DiscoveryError("DNS does not answer"), 1),
         (CredentialsError("there is no such file"), 1),
         (PrivateFileError("there is no such file"), 1),
