@@ -35,10 +35,10 @@ def lose_data(member: ServerProcess) -> None:
     shutil.rmtree(member.data_dir)
 
 
-def refused(member: ServerProcess, *flags: str) -> str:
+def refused(member: ServerProcess, *flags: str, status: int = 2) -> str:
     """Why the member does not start."""
     member.spawn(*flags)
-    assert member.wait() == 2, member.tail()
+    assert member.wait() == status, member.tail()
     return member.lines[-1]
 
 
@@ -96,7 +96,7 @@ def test_a_new_cluster_takes_the_place_of_an_old_one_member_by_member(cluster: A
 def test_a_member_that_was_not_added_is_told_to_be_added(cluster: Any) -> None:
     three = cluster()
     stranger, url = fourth(three)
-    assert f"member add m4 --peer-urls={url}" in refused(stranger)
+    assert f"member add m4 --peer-urls={url}" in refused(stranger, status=1)
 
 
 def test_a_member_says_what_it_waits_for_while_the_others_are_silent(cluster: Any) -> None:

@@ -139,9 +139,9 @@ def test_members_with_different_keys_or_none_send_each_other_snapshots(keyed: Ke
     keyed.call("KV.Put", proto.PutRequest(key=b"after", value=b"all"))
 
 
-def refused(running: ServerProcess, *flags: str) -> str:
+def refused(running: ServerProcess, *flags: str, status: int = 2) -> str:
     running.spawn(*flags)
-    assert running.wait() == 2, running.tail()
+    assert running.wait() == status, running.tail()
     return running.lines[-1]
 
 
@@ -204,8 +204,8 @@ def test_keys_are_added_replaced_and_removed(server: Any, tmp_path: Path) -> Non
         running, f"--encryption-key-file={other}"
     )
     other.chmod(0o644)
-    assert "chmod 600" in refused(running, f"--encryption-key-file={other}")
-    assert "cannot read" in refused(running, "--encryption-key-file=/nonexistent")
+    assert "chmod 600" in refused(running, f"--encryption-key-file={other}", status=1)
+    assert "cannot read" in refused(running, "--encryption-key-file=/nonexistent", status=1)
     assert rekey(file=tmp_path / "none").status == 1
     assert contents(running.data_dir) == before
     # A new key comes first; after rekey the old one can go.
