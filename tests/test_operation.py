@@ -836,7 +836,7 @@ def test_a_clock_that_is_set_to_a_time_without_a_number_stops_nothing(clock, ser
     assert not running.logged("ERROR"), running.tail()
     running.stop()
     if clock == "beyond":
-        assert "the clock of this machine is beyond the year 2262" in refused(running)
+        assert "the clock of this machine is beyond the year 2262" in refused(running, status=1)
     else:
         running.start()
 
