@@ -46,8 +46,8 @@ _KEY = [b"\x0a" + varint(n) for n in range(128)]
 EMPTY_HASH = 0x40A4756D
 """etcd's hash of an empty store: the CRC-32C of its bucket's name, "key"."""
 
-DELETED_SHIFT = 4
-"""A deleted value counts a sixteenth of its size where history is read: a watch may need it."""
+PREVIOUS_SHIFT = 4
+"""A previous value counts a sixteenth of its size where history is read: a watch may need it."""
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue). A delete has only key and mod_revision."""
@@ -483,8 +483,8 @@ class Store:
                     ahead = None
                     events.append((mod, key, kind == layout.TOMBSTONE, body))
                     size += len(body)
-                    if kind == layout.TOMBSTONE and (deleted := index.at(key, mod - 1)):
-                        size += deleted[1] >> DELETED_SHIFT
+                    if previous := index.at(key, mod - 1):
+                        size += previous[1] >> PREVIOUS_SHIFT
                     step_events += 1
                     step_bytes += len(body)
                     if step_events == limits.event_step_events or step_bytes >= limits.step_bytes:

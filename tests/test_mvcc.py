@@ -559,7 +559,8 @@ def test_events_are_read_in_steps_within_a_revision_too() -> None:
     assert [event[0] for event in part] == [first] * 30, "revisions are read whole"
 
 
-def test_few_deletes_of_large_values_are_read_at_once() -> None:
+@pytest.mark.parametrize("is_delete", [True, False])
+def test_few_events_that_end_large_values_are_read_at_once(is_delete: bool) -> None:
     """A watch with previous values needs those, too."""
     rig = grown_rig()
     keys = [b"large%02d" % n for n in range(30)]
@@ -567,7 +568,10 @@ def test_few_deletes_of_large_values_are_read_at_once() -> None:
         rig.put(key, bytes(16_000))
     first = rig.store.revision + 1
     for key in keys:
-        rig.delete(key)
+        if is_delete:
+            rig.delete(key)
+        else:
+            rig.put(key, b"small")
     events: list[Any] = []
     while len(events) < len(keys):
         part = read_events(rig.store, first + len(events), 5000)
