@@ -141,34 +141,29 @@ def is_surely_large(store: Store, request: proto.RangeRequest, size_bytes: int) 
 
 def streamed(
     store: Store, request: proto.RangeRequest, revision: int, head: bytes, piece_bytes: int
-) -> Generator[bytes | int, None, None]:
-    """The answer to a request that `can_stream`, as of `revision`, in bounded memory: one empty
-    piece at once, with which `revision` is pinned; while it is measured, empty pieces; then its
-    length; then pieces of about `piece_bytes`, which begin with `head`. Raises DataDamaged."""
+) -> Iterator[bytes | int]:
+    """The answer to a request that `can_stream`, as of `revision`, which is pinned, in bounded
+    memory: empty pieces while it is measured; then its length; then pieces of about `piece_bytes`,
+    which begin with `head`. Raises DataDamaged."""
     limit = request.limit if request.limit > 0 else _NO_LIMIT
-    store.pinned.append(revision)
-    try:
+    count = found = 0
+    size = len(head)
+    for seen, records, _ in _pages(store, request, revision, store.limits.step_bytes):
+        lengths = [length for _, length in records[: max(0, limit - found)]]
+        size += sum(lengths) + sum([len(_FIELDS[length]) for length in lengths])
+        count += seen
+        found += len(records)
         yield b""
-        count = found = 0
-        size = len(head)
-        for seen, records, _ in _pages(store, request, revision, store.limits.step_bytes):
-            lengths = [length for _, length in records[: max(0, limit - found)]]
-            size += sum(lengths) + sum([len(_FIELDS[length]) for length in lengths])
-            count += seen
-            found += len(records)
-            yield b""
-        tail = _tail(found > limit, count)
-        yield size + len(tail)
-        left = min(found, limit)
-        for _, records, _ in _pages(store, request, revision, piece_bytes):
-            kvs = _read(store, request, records[:left])
-            left -= len(kvs)
-            yield b"".join([head, *_with_fields(kvs), b"" if left else tail])
-            head = b""
-            if not left:
-                return
-    finally:
-        store.pinned.remove(revision)
+    tail = _tail(found > limit, count)
+    yield size + len(tail)
+    left = min(found, limit)
+    for _, records, _ in _pages(store, request, revision, piece_bytes):
+        kvs = _read(store, request, records[:left])
+        left -= len(kvs)
+        yield b"".join([head, *_with_fields(kvs), b"" if left else tail])
+        head = b""
+        if not left:
+            return
 
 
 def piece(

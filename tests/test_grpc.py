@@ -1477,6 +1477,33 @@ def test_a_large_range_ends_with_its_client(lone: LoneMember) -> None:
     assert not streamed and not lone.member.state.store.pinned
 
 
+def test_a_client_that_stops_reading_a_large_range_does_not_stop_compactions(
+    lone: LoneMember,
+) -> None:
+    """It holds back less than closes its connection."""
+    client, stream_id = large_range(lone)
+    store, other = lone.member.state.store, Client(lone)
+    other.ask(KV + "DeleteRange", proto.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    other.ask(KV + "Compact", proto.CompactionRequest(revision=102))
+    lone.tick(60.0)
+    client.session.tick(lone.now)
+    assert store.pinned == [101] and store.compaction_is_held
+    client.h2.increment_flow_control_window(1 << 24)
+    client.h2.increment_flow_control_window(300_000, stream_id)
+    client.pump()
+    lone.tick(60.0)
+    client.session.tick(lone.now)
+    assert store.compaction_is_held, "it reads on, slowly"
+    lone.tick(0.1)
+    client.session.tick(lone.now)
+    assert not store.pinned and not lone.member.reads.streamed
+    client.h2.increment_flow_control_window(1 << 24, stream_id)
+    client.pump()
+    assert client.answers[stream_id].status == errors.UNAVAILABLE
+    assert "does not read" in client.answers[stream_id].text
+    assert client.ask(KV + "Range", proto.RangeRequest(key=b"k")).status == 0
+
+
 def test_one_connection_cannot_take_all_places_of_hashes(lone: LoneMember) -> None:
     store = lone.member.state.store
     store.limits = store.limits._replace(max_background_reads=2)

@@ -18,7 +18,6 @@ Limits: a message has at most `max_request_bytes` + 512 KiB, before and after de
 from __future__ import annotations
 
 import copy
-import functools
 import struct
 import zlib
 from collections.abc import Callable
@@ -502,12 +501,12 @@ class GrpcSession(http2.Connection, ClientSession):
         try:
             call = self.calls.open(request_id, RANGE, LargeRangeCall)
             assert isinstance(call, LargeRangeCall)
-            call.begin(request, functools.partial(self._send_piece, request_id))
+            call.begin(request)
         except EtcdError as failure:
             self.fail(request_id, RANGE, failure)
 
-    def _send_piece(self, request_id: int, piece: bytes | int) -> None:
-        """Send the length of an answer, or a piece of it."""
+    def send_piece(self, request_id: int, piece: bytes | int) -> None:
+        """Send the length of a message, or a piece of it."""
         stream = self.streams[request_id]
         if isinstance(piece, int):
             if piece > MAX_SENT_MESSAGE_BYTES:

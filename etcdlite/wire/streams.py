@@ -22,6 +22,7 @@ from etcdlite.ranges import filters, piece, streamed
 from etcdlite.replica.background import SAVING_PAUSE_S
 from etcdlite.replica.catch_up import behind_error
 from etcdlite.request import Waiter, empty_read
+from etcdlite.session import STALLED_TIMEOUT_S
 from etcdlite.snap import Image
 from etcdlite.storage.layout import DataDamaged
 from etcdlite.wire import api, locks
@@ -509,22 +510,22 @@ class RangeStreamCall(Call):
 class LargeRangeCall(Call):
     """The answer to a KV.Range that is too large to be held, sent as it is read."""
 
-    def opened(self) -> None:
-        member = self.member
-        store = self._store = member.state.store
-        if not member.reads.streamed.take(self.owner, store.limits.max_streamed_answers):
-            raise error("RequestTooManyRequests")
-        self._pieces: Generator[bytes | int, None, None] | None = None
-        self._checked_under = _rules(member.state.auth)
+    ticks = True
+    _pieces: Iterator[bytes | int] | None = None
 
-    def begin(self, request: proto.RangeRequest, send: Callable[[bytes | int], None]) -> None:
-        """Answer `request`. `send` takes the length of the answer, and then its pieces."""
+    def opened(self) -> None:
+        store = self._store = self.member.state.store
+        if not self.member.reads.streamed.take(self.owner, store.limits.max_streamed_answers):
+            raise error("RequestTooManyRequests")
+        self._checked_under = _rules(self.member.state.auth)
+
+    def begin(self, request: proto.RangeRequest) -> None:
         store = self._store
-        revision = request.revision if request.revision > 0 else store.revision
+        self._revision = request.revision if request.revision > 0 else store.revision
+        store.pinned.append(self._revision)  # The client may not read for a while.
         head = self.member.identity.header(store.revision)
-        self._send_piece = send
-        self._pieces = streamed(store, request, revision, head, RANGE_CHUNK_BYTES)
-        next(self._pieces)  # Pins the revision: the client may not read for a while.
+        self._pieces = streamed(store, request, self._revision, head, RANGE_CHUNK_BYTES)
+        self._read_at = self.member.clock()
         self.member.metrics.ranges += 1
         self.resume()
 
@@ -533,6 +534,7 @@ class LargeRangeCall(Call):
         if self._store is not self.member.state.store:
             raise EtcdError(UNAVAILABLE, _REPLACED)
         _check_same(self.member.state.auth, self._checked_under)
+        self._read_at = self.member.clock()
         try:
             piece = next(self._pieces, None)
         except DataDamaged as damage:
@@ -540,14 +542,18 @@ class LargeRangeCall(Call):
         if piece is None:
             self.end()
         elif piece:
-            self._send_piece(piece)
+            self.owner.send_piece(self.request_id, piece)  # type: ignore[attr-defined]
+
+    def tick(self, now: float) -> None:
+        if now - self._read_at > STALLED_TIMEOUT_S:
+            text = "etcdlite: this answer was ended because its client does not read it"
+            self.owner.fail(self.request_id, self.method, EtcdError(UNAVAILABLE, text))
 
     def close(self) -> None:
         self.member.reads.streamed.free(self)
         if self._pieces is not None:
-            self._pieces.close()
             self._pieces = None
-            del self._send_piece
+            self._store.pinned.remove(self._revision)
 
 
 def _rules(auth: Auth) -> tuple[bool, int]:
