@@ -126,6 +126,7 @@ def _report(failure: Exception) -> int:
     for line in "".join(traceback.format_exception(failure)).splitlines():
         log.debug(line)
     cause = failure.__cause__ if isinstance(failure, DiskFailed) else failure
+    status = 1
     if isinstance(cause, Explained):
         log.fatal(str(cause))
         return 1 if isinstance(cause, MayPass) or cause is not failure else 2
@@ -169,6 +170,7 @@ def _report(failure: Exception) -> int:
         why = "the operating system refused what the server cannot do without"
     elif isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("etcdlite"):
         name = str(cause.name).partition(".")[0]
+        status = 2 if cause is failure else 1
         why = (
             f"a setting needs the Python module {name}, which is not installed. Install it, on "
             f"Debian with 'apt install python3-{name}'"
@@ -179,7 +181,7 @@ def _report(failure: Exception) -> int:
     where = "".join(f"{os.path.basename(at.filename)}:{at.lineno}" for at in frame)
     text = str(cause) if isinstance(cause, OSError) else f"{type(cause).__name__}: {cause}"
     log.fatal(why, error=text, where=where)
-    return 2 if isinstance(cause, ModuleNotFoundError) else 1
+    return status
 
 
 def _check_contents(settings: Any) -> list[str]:

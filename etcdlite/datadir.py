@@ -221,7 +221,8 @@ def create(
 
 def begin(home: Home, name: str) -> str:
     """Make the empty directory `name` in which a new member is prepared, and return its path.
-    `finish` publishes it. Raises StartError if the data directory already holds a member."""
+    `finish` publishes it. Raises StartError if the data directory already holds a member, and
+    MayPass if `wal_dir` holds the log of one."""
     disk, data_dir, wal_dir, *_ = home
     if home.exists:
         raise StartError(f"data directory {data_dir} already holds a member; name another one")
@@ -230,7 +231,7 @@ def begin(home: Home, name: str) -> str:
             _remove_tree(disk, f"{wal_dir}/{folder}")
         _remove_tree(disk, left)
     if wal_dir and (WAL.exists(disk, wal_dir) or _new_logs(disk, wal_dir)):
-        raise StartError(
+        raise MayPass(  # The disk of the data may not be mounted yet.
             f"wal directory {wal_dir} holds the log of a member, but data directory {data_dir} "
             "holds no member. Give the data directory that belongs to it, or an empty --wal-dir"
         )
@@ -386,11 +387,12 @@ def open_member(
 ) -> Opened:
     """Recover a member's state from its log and data.
 
-    Raises StartError, DataDamaged, WALError, OSError."""
+    Raises StartError, MayPass, DataDamaged, WALError, OSError."""
     logs, data = home.logs, home.data
     _settle(home)  # A kill may have come after the rename in `finish`.
     if not WAL.exists(home.disk, logs):
-        raise StartError(
+        kind = MayPass if home.wal_dir else StartError  # That disk may not be mounted yet.
+        raise kind(
             f"there is no write-ahead log in {logs}, but {home.member} holds a member's data. Give "
             "the --wal-dir that belongs to it, or restore this member from a backup with "
             "'etcdlite-ctl snapshot restore'"
