@@ -131,6 +131,10 @@ def test_a_member_does_not_fill_the_log_with_what_it_forwards() -> None:
     with pytest.raises(EtcdError, match="too many requests"):
         forward(greedy, 1)
     forward(other, 1)
+    for _ in range(2):
+        with pytest.raises(EtcdError, match="too many requests"):
+            for _ in range(2):
+                accept(other, leader.raft.term, encode_entry(other, 7, [put]))
     world.run(2)
     assert leader.state.store.revision >= MAX_IN_FLIGHT + 2
     forward(greedy, 1)

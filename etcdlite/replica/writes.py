@@ -299,7 +299,8 @@ class Writes:
         self._check_version(data)
         forwarded = self._forwarded.setdefault(node, {})
         try:
-            if len(forwarded) >= MAX_IN_FLIGHT:  # Each has at least one write.
+            # Each has at least one write, and a number of its own.
+            if len(forwarded) >= MAX_IN_FLIGHT or header.batch in forwarded:
                 raise RequestDropped
             raft.propose(data)
         except (NotLeader, RequestDropped):
