@@ -121,8 +121,7 @@ class Connection:
 
     @property
     def is_abandoned(self) -> bool:
-        """The other side has closed the connection and nothing is left to read. May be called in
-        any thread."""
+        """The other side has closed it and nothing is left to read. May be called in any thread."""
         try:
             return not self.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -175,8 +174,7 @@ class Connections:
         self._unread: dict[Connection, None] = {}
         """Connections with `pending` input that can be processed now."""
         self._held: dict[Connection, float] = {}
-        """Connections with an incomplete record, or ended by the other side: when the record must
-        be complete."""
+        """By when connections that hold an incomplete record, or were ended, must complete it."""
         self._awake: dict[Session, None] = {}
         """Sessions that the next `tick` includes: they had input or output, or may not rest."""
         self._rotation: Iterator[Session] = iter(())
@@ -623,8 +621,7 @@ class Connections:
             return
         elif connection.mask != READ or connection.pending:
             self._watch_socket(connection)
-        if was_blocked and not session.is_blocked:
-            session.unblocked()
+        session.check_unblocked(was_blocked)
         if session.has_more:
             self._producing[session] = None
 

@@ -177,8 +177,7 @@ class Limits(NamedTuple):
     # Connections.
 
     high_water_bytes: int = 1 << 20
-    """Above this much unsent output the server stops reading from the peer, and streams hold
-    back."""
+    """Above this much unsent output the server does not read from the peer; streams hold back."""
 
     # Snapshots.
 

@@ -43,8 +43,7 @@ HTTP = "listen-client-http-urls"
 METRICS = "listen-metrics-urls"
 
 Accept = Callable[[socket.socket, tuple[str, int], str, str], None]
-"""Receives an accepted socket, the (host, port) of the other side, and the listener's purpose and
-URL."""
+"""Receives an accepted socket, the other side's (host, port), the listener's purpose and URL."""
 
 
 class Listeners:

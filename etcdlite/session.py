@@ -59,8 +59,7 @@ MIN_SENT_BYTES_PER_S = 1024
 """Output that waits for a whole period must move at least this fast."""
 
 MAX_PIECES = 1024
-"""Received pieces that wait in an inbox. More are joined: a piece of a few bytes takes many times
-its size."""
+"""Received pieces that wait in an inbox. More are joined: a tiny one takes many times its size."""
 
 MAX_LATE_BYTES = 256
 """The most output that waits for more output to leave with it."""
@@ -169,8 +168,7 @@ class Outbox:
     # For the owner.
 
     def take(self) -> bytes | memoryview:
-        """The bytes to send now. Call `sent` with the number that went out; the next call returns
-        the rest."""
+        """The bytes to send now. Call `sent` with the number that went out, and `take` again."""
         self.is_queued = False
         rest = self._rest
         if rest is None:
@@ -379,8 +377,7 @@ class Session:
         self.why_aborted = ""
 
     def receive(self, data: bytes) -> None:
-        """Process bytes from the peer. Raises nothing: a fault of the peer closes the
-        connection."""
+        """Process bytes from the peer, whose faults close the connection. Raises nothing."""
         raise NotImplementedError
 
     @property

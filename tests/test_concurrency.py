@@ -8,6 +8,7 @@ import random
 import tracemalloc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ class Caller:
         self.is_reading = True
 
     certificate_user = ""
+    outbox = SimpleNamespace(is_queued=True)
 
     def token(self, request_id: int) -> str:
         return ""

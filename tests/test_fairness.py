@@ -16,7 +16,7 @@ from sim.world import World
 
 from etcdlite import member, proto, txn
 from etcdlite.errors import EtcdError
-from etcdlite.frames import END, HANDSHAKE, MAGIC, frame
+from etcdlite.frames import CANCEL, END, HANDSHAKE, MAGIC, frame
 from etcdlite.methods import METHOD_BY_NAME, PUT, RANGE, TXN
 from etcdlite.ranges import range_steps
 from etcdlite.replica import reads, writes
@@ -28,6 +28,7 @@ from etcdlite.storage.data import DataFile
 from etcdlite.storage.sorted_table import SortedTable
 from etcdlite.storage.steps import finish
 from etcdlite.wire.api import HANDLERS
+from etcdlite.wire.calls import MAX_UNANSWERED
 from etcdlite.wire.native import NativeSession
 
 EVERYTHING = {"key": b"\0", "range_end": b"\0"}
@@ -618,3 +619,57 @@ def test_many_small_parts_of_a_transaction_are_not_one_step(
     store.end_revision()
     store.mark(store.applied_index, store.applied_term)
     assert max(visited) <= 4 * 256 and sum(visited) >= 20 * 100
+
+
+# What waits for the other members.
+
+PIECE_BYTES = 8192
+FLOOD = 3 * MAX_UNANSWERED
+KEEP_ALIVES = METHOD_BY_NAME["Lease.LeaseKeepAlive"].number
+TIME_TO_LIVE = METHOD_BY_NAME["Lease.LeaseTimeToLive"].number
+RANGE_STREAM = METHOD_BY_NAME["KV.RangeStream"].number
+RENEWAL = proto.LeaseKeepAliveRequest(ID=5).encode()
+KEY = proto.RangeRequest(key=b"k").encode()
+
+FLOODS = {
+    "renewals": frame(1, KEEP_ALIVES, 0, RENEWAL) * FLOOD,
+    "streams": (frame(1, KEEP_ALIVES, 0, RENEWAL) + frame(1, KEEP_ALIVES, CANCEL, b"")) * FLOOD,
+    "parts": (frame(1, RANGE_STREAM, 0, KEY) + frame(1, RANGE_STREAM, CANCEL, b"")) * FLOOD,
+    "ranges": b"".join(frame(n, RANGE, 0, KEY) for n in range(1, FLOOD)),
+    "cancelled": b"".join(
+        frame(n, RANGE, 0, KEY) + frame(n, RANGE, CANCEL, b"") for n in range(1, FLOOD)
+    ),
+    "leases": b"".join(frame(n, TIME_TO_LIVE, 0, RENEWAL) for n in range(1, FLOOD)),
+}
+
+
+@pytest.mark.parametrize("of_leader", [True, False], ids=["leader", "follower"])
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_connection_waits_while_much_that_it_asked_has_no_answer(
+    kind: str, of_leader: bool
+) -> None:
+    """And it goes on as soon as some is answered, though nobody reads the answers of a stream that
+    was closed."""
+    world = World(1)
+    world.found(3)
+    leader = world.elect()
+    node = next(node for node in world.nodes.values() if (node is leader) is of_leader)
+    woken: list[Any] = []
+    session = NativeSession(node.member, woken.append)
+    session.receive(HANDSHAKE.pack(MAGIC, 1, 1))
+    flood = FLOODS[kind]
+    for other in world.nodes:
+        world.partition([other], [name for name in world.nodes if name != other])
+    at = 0
+    while not session.is_full:
+        assert at < len(flood), "everything was read"
+        session.receive(flood[at : at + PIECE_BYTES])
+        at += PIECE_BYTES
+    assert session.kept_bytes > MAX_UNANSWERED * 512  # The limit of memory counts it.
+    session.outbox.is_queued = False
+    session.outbox.parts.clear()
+    woken.clear()
+    world.heal()
+    world.run_until(lambda: not session.is_full)
+    assert woken
+    world.run_until(lambda: not session.calls.unanswered)

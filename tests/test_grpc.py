@@ -34,9 +34,10 @@ from test_http2 import frames
 from etcdlite import errors, methods, proto
 from etcdlite.errors import CANCELED, error
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.member import Member
 from etcdlite.wire import grpc as grpc_module
 from etcdlite.wire import hpack, http2, http2_state, reflection, streams
-from etcdlite.wire.calls import CLOSED_PER_SLICE, REQUEST_BYTES
+from etcdlite.wire.calls import CLOSED_PER_SLICE, MAX_UNANSWERED, REQUEST_BYTES
 from etcdlite.wire.carried import CarryingSession
 from etcdlite.wire.grpc import GrpcSession, percent_encode
 from etcdlite.wire.grpc_request import ROUTES, read_request
@@ -520,6 +521,28 @@ def test_a_client_that_reads_no_answers_cannot_ask_for_renewals_for_ever(lone: L
         raise AssertionError("it goes on for ever")
     held = client.session.streams[stream_id].held
     assert held is not None and client.session.outbox.held_bytes < 1 << 20 and len(held) == 1
+
+
+def test_renewals_wait_while_many_have_no_answer(
+    lone: LoneMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Member, "needs_no_round", False)
+    client = Client(lone)
+    session, count = client.session, MAX_UNANSWERED * 3 // 2
+    streams = [client.open(KEEP_ALIVE) for _ in range(2)]
+    client.pump()
+    renewals = framed(proto.LeaseKeepAliveRequest(ID=5).encode()) * (count // 2)
+    while renewals:
+        for stream_id in streams:
+            client.h2.send_data(stream_id, renewals[:16384])
+        renewals = renewals[16384:]
+        session.receive(client.h2.data_to_send())
+    while session.has_more:
+        session.produce()
+    assert session.is_full and session.calls.unanswered < MAX_UNANSWERED + 600
+    client.pump()
+    assert [len(client.answers[stream_id].messages) for stream_id in streams] == [count // 2] * 2
+    assert session.calls.unanswered == 0
 
 
 def test_metadata_reach_the_request() -> None:

@@ -34,12 +34,14 @@ from rigs.wire import take_output
 from etcdlite import __version__, json_mapping, methods, proto
 from etcdlite.errors import EtcdError, error
 from etcdlite.limits import DEFAULT_LIMITS
+from etcdlite.member import Member
 from etcdlite.proto import MAX_FIELDS
 from etcdlite.raft import LEADER
 from etcdlite.request import Waiter
 from etcdlite.session import MIN_RECEIVED_BYTES_PER_S
 from etcdlite.versions import CURRENT
 from etcdlite.wire import gateway
+from etcdlite.wire.calls import MAX_UNANSWERED
 from etcdlite.wire.http import (
     BODY_TIMEOUT_S,
     HEAD_TIMEOUT_S,
@@ -726,6 +728,24 @@ def test_the_end_of_a_keep_alive_body_is_the_end_of_the_answer(browser: Browser)
     answer = browser.post("/v3/lease/keepalive", b"")
     assert (answer.status, answer.body, answer.is_whole) == (200, b"", True)
     assert browser.get("/version").status == 200
+
+
+def test_a_body_of_renewals_waits_while_many_have_no_answer(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Member, "needs_no_round", False)
+    session, count = browser.session, MAX_UNANSWERED * 3 // 2
+    asked = request("POST", "/v3/lease/keepalive", b'{"ID":5}' * count)
+    while asked:
+        session.receive(asked[:8192])
+        asked = asked[8192:]
+        while session.has_more:
+            session.produce()
+    assert MAX_UNANSWERED <= session.calls.unanswered < MAX_UNANSWERED + 1100
+    assert session.inbox.waiting_bytes and not session.is_closing
+    browser.settle()
+    (answer,) = browser.answers("POST")
+    assert answer.is_whole and len(answer.lines) == count
 
 
 def test_a_stream_that_begins_with_nonsense_is_a_bad_request(browser: Browser) -> None:

@@ -45,6 +45,7 @@ from etcdlite.raft_log import Entry
 from etcdlite.replica.entry import check_entry, decode_requests, encode_entry, read_header
 from etcdlite.snap import Image
 from etcdlite.storage.layout import segment_name
+from etcdlite.wire import peer_session
 from etcdlite.wire.peer_session import Accepted
 
 U64 = st.integers(0, 2**64 - 1)
@@ -322,6 +323,25 @@ def leader_and_follower() -> tuple[Caller, Any]:
     other = follower.member.identity
     caller.introduce(member_id=other.member_id, life=other.incarnation)
     return caller, follower
+
+
+@pytest.mark.parametrize("method", [methods.KEEP_ALIVE, methods.TIME_TO_LIVE])
+def test_a_follower_may_have_a_number_of_questions_without_an_answer(
+    method: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_session, "MAX_QUESTIONS", 10)
+    caller, _ = leader_and_follower()
+    body = proto.LeaseKeepAliveRequest(ID=5).encode()
+    frames_ = [peer_frames.frame(number, method, 0, body) for number in range(1, 31)]
+    refused = caller.send(b"".join(frames_))
+    assert [(number, flags) for number, _, flags, _ in refused] == [
+        (number, END | ERROR) for number in range(11, 31)
+    ]
+    assert "too many requests" in proto.Error.decode(refused[0][3]).message
+    caller.world.run(1.0)
+    answers = caller.send(b"")
+    assert [number for number, _, flags, _ in answers] == list(range(1, 11))
+    assert len(caller.send(b"".join(frames_[:5]))) == 0  # It may ask again.
 
 
 def test_a_damaged_entry_is_not_taken_from_a_follower() -> None:

@@ -15,8 +15,7 @@ from etcdlite.request import Done
 
 MAX_HELD = 10_000
 MAX_HELD_BYTES = 16 << 20
-"""Questions that wait for a leader, and their size. A further one is answered "too many
-requests"."""
+"""Questions that wait for a leader, and their size. More are answered "too many requests"."""
 
 _LOST = ("Timeout", "TimeoutDueToConnectionLost")
 """After these errors a question that may be repeated is asked again: the leader may be dead."""
@@ -55,8 +54,7 @@ class Questions:
         """A heap of those that wait for a leader: (deadline, number, question)."""
         self._held_bytes = 0
         self._sent: dict[int, tuple[int, _Question]] = {}
-        """By number: (leader, question) for those that wait for the leader's answer and may be
-        repeated."""
+        """By number: (leader, question) for those that the leader was asked and may be repeated."""
         self._number = self._held_in_term = 0
 
     def ask(self, method: int, body: bytes, done: Done) -> None:

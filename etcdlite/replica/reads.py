@@ -123,8 +123,7 @@ class _Line:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.reads: deque[tuple[Steps | None, Waiter, float]] = deque()
-        """(steps, read, since): reads that wait, and when they began to. Only late answers have
-        steps already."""
+        """(steps, read, since): reads that wait, and since when. Only late answers have steps."""
         self.steps: Steps | None = None
         self.read: Waiter | None = None
         """The read under way."""
@@ -221,8 +220,7 @@ class Reads:
     # Accepting reads.
 
     def read(self, read: Waiter, size_bytes: int = 0) -> None:
-        """Answer a read once it is linearizable. `size_bytes`: of the request, if that may be
-        large."""
+        """Answer a read once it is linearizable. `size_bytes`: of a request that may be large."""
         learners = self._raft.learners
         if learners and self._state.identity.member_id in learners:
             read.fail(error("NotSupportedForLearner"))
@@ -593,8 +591,7 @@ class Reads:
                 self._give_slot(self._awaiting_slot.popleft())
 
     def run_background(self, is_over: Callable[[], bool]) -> None:
-        """Do steps of the reads in `BACKGROUND` until `is_over`. Only while no entry is applied in
-        part."""
+        """Do steps of reads in `BACKGROUND` until `is_over`. No entry may be applied in part."""
         while self.background:
             read = self.background[0]
             steps = self._background_steps
@@ -651,8 +648,7 @@ def _advance(steps: Steps, read: Waiter) -> bool:
     except DataDamaged as damage:
         read.fail(damage.report())
     except MemoryError:
-        # A read changes nothing, and what it had is free now. Other work without memory ends the
-        # process.
+        # A read changes nothing, and what it had is free now. In other work this ends the process.
         log.error(NO_MEMORY.text, "no memory for an answer", 0.1)
         read.fail(NO_MEMORY)
     else:

@@ -20,8 +20,7 @@ class Restoring:
     def __init__(
         self, state: State, run_task: RunTask, restored: Callable[[Snapshot, Store], None]
     ) -> None:
-        """`restored` is called with the store of the snapshot, to be put in the old one's
-        place."""
+        """`restored` is called with the store of the snapshot, which replaces the old one."""
         self._state = state
         self._run_task = run_task
         self._restored = restored
@@ -31,8 +30,7 @@ class Restoring:
         self.is_under_way = False
 
     def drop_unless_needed(self, index: int) -> None:
-        """The snapshot at `index` was received; remove its files if it came too late or was
-        rejected."""
+        """The snapshot at `index` was received; remove its files if it came late or was refused."""
         if index not in [snapshot.index for snapshot in self.waiting]:
             store = self._state.store
             drop = partial(datadir.drop_snapshot, store.disk, store.directory, index)

@@ -283,8 +283,7 @@ class Writes:
 
     def accept_forwarded(self, node: int, term: int, data: bytes) -> None:
         """Propose the payload of an entry that the member `node` forwards to the leader of `term`.
-        Raises EtcdError if it is not accepted, DecodeError if it is not the payload of an
-        entry."""
+        Raises EtcdError if it is not accepted, DecodeError if it is no payload."""
         raft = self._raft
         if raft.role != LEADER or raft.term != term:
             raise error("NotLeader")

@@ -402,8 +402,7 @@ def keep_alive(member: Member, body: bytes, done: Done) -> None:
 
 
 _RENEWALS: dict[bytes, tuple[int, bytes]] = {}
-"""A cache of decoded messages, since clients repeat them: body -> (lease id, ID field of the
-response)."""
+"""Decoded messages, which clients repeat: body -> (lease id, ID field of the response)."""
 
 
 def _read_renewal(body: bytes) -> tuple[int, bytes]:

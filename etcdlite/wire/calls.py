@@ -18,6 +18,7 @@ from typing import Protocol
 from etcdlite.errors import EtcdError
 from etcdlite.member import Member
 from etcdlite.request import Session
+from etcdlite.session import Outbox
 from etcdlite.watch import Quota
 
 PIECES_PER_SLICE = 2
@@ -27,6 +28,10 @@ CLOSED_PER_SLICE = 256
 """Calls of a closed session that are closed at once; `produce` closes the rest."""
 
 
+MAX_UNANSWERED = 4096
+"""What a connection may have asked the member without an answer yet, also in calls that it has
+closed. With more, its input waits. What waits for other clients, as watches do, does not count."""
+
 REQUEST_BYTES = 512
 """The memory that an open request occupies, approximately, unless `hold` says that it is more."""
 
@@ -35,6 +40,7 @@ class CallOwner(Session, Protocol):
     """The session, as its calls see it."""
 
     calls: Calls
+    outbox: Outbox
 
     @property
     def protocol(self) -> str:
@@ -103,6 +109,12 @@ class Call:
 
     # For the member, when the call is the session of requests of its own.
 
+    def answered(self) -> None:
+        """The member has answered something that `Calls.unanswered` counts."""
+        self.owner.calls.unanswered -= 1
+        if not self.owner.outbox.is_queued:
+            self.owner.outbox.wake()  # Input may wait for this.
+
     is_member = False
 
     @property
@@ -138,6 +150,8 @@ class Calls:
         self.quota = Quota()
         self.held: dict[int, int] = {}
         """What requests hold beyond `REQUEST_BYTES`, by their ids."""
+        self.unanswered = 0
+        """What calls, open or closed, have asked the member and is not answered yet."""
         self.checks = 0
         """Renewals that had to wait for a check."""
         self._member = member
@@ -162,7 +176,7 @@ class Calls:
     def requests_bytes(self, open_ids: Collection[int]) -> int:
         """The memory that open requests occupy, approximately. Forgets what closed ones held."""
         self.held = {n: size for n, size in self.held.items() if n in open_ids}
-        return REQUEST_BYTES * len(open_ids) + sum(self.held.values())
+        return REQUEST_BYTES * (len(open_ids) + self.unanswered) + sum(self.held.values())
 
     def open(self, request_id: int, method: int, kind: type[Call]) -> Call:
         """Raises EtcdError if the client may not open such a call."""

@@ -674,7 +674,7 @@ class GrpcSession(http2.Connection, ClientSession):
         return bool(
             self._leaving
             or self._are_due
-            or self._unread
+            or (self._unread and not self.is_full)
             or self._released
             or self._must_unblock
             or (self.calls.ready and self.calls.have_more)
@@ -686,7 +686,7 @@ class GrpcSession(http2.Connection, ClientSession):
             self._leave()
         if self._are_due:
             self._fail_due(self.member.clock())
-        if self._unread:
+        if self._unread and not self.is_full:
             self._read_on()
         super().produce()
 

@@ -232,7 +232,7 @@ class HttpSession(ClientSession):
         self.inbox.put(data)
         self._advance()
         request = self._request
-        is_behind_a_stream = self._is_waiting and request is not None and request.id in self.calls
+        is_behind_a_stream = request and request.is_complete and request.id in self.calls
         if self.inbox.waiting_bytes > MAX_UNREAD_BYTES or (self.is_full and is_behind_a_stream):
             # Requests behind a stream wait until it ends, which may be never.
             self.abort("it sends too much ahead")
@@ -728,8 +728,9 @@ class HttpSession(ClientSession):
 
     @property
     def _is_waiting(self) -> bool:
-        """The current request must be answered before the next one."""
-        return self._request is not None and self._request.is_complete
+        """What was asked must be answered before more of the input is processed."""
+        is_complete = self._request is not None and self._request.is_complete
+        return is_complete or super().is_full
 
     @property
     def kept_bytes(self) -> int:

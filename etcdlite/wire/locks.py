@@ -319,8 +319,7 @@ def _shared(member: Member) -> _Shared:
 
 
 class _ScriptedCall(Call):
-    """Runs the script of a call, and is the session of its requests to the member and the sink of
-    its watch."""
+    """Runs the script of a call. It is the session of its requests, and the sink of its watch."""
 
     is_blocked = False
     """For the member: the answers to a script's requests are small."""
@@ -384,6 +383,7 @@ class _ScriptedCall(Call):
         self.advance(failure)
 
     def _answered(self) -> None:
+        self.answered()
         self._is_writing = False
         # The hub must not be called while it reports an event.
         self._close_stream()
@@ -472,6 +472,7 @@ class _ScriptedCall(Call):
         except EtcdError as failure:
             self._is_writing = False
             return failure
+        self.owner.calls.unanswered += 1
         return None
 
     def _join(self, place: _Wait) -> bool:

@@ -3,8 +3,8 @@
 A `NativeSession` decodes the frames of one connection, calls the member, and encodes the answers.
 A `ProtocolError` of the peer is reported to it; then the connection is closed.
 
-Limits: a frame has at most `max_request_bytes` + 512 KiB; at most `MAX_OPEN_REQUESTS` wait for an
-answer at once; unsent output and deadlines as in `session.py`.
+Limits: a frame has at most `max_request_bytes` + 512 KiB; `MAX_OPEN_REQUESTS` and, for those that
+the member answers soon, `MAX_UNANSWERED`; unsent output and deadlines as in `session.py`.
 
 Users: frames have no place for a token. The token in the answer to Auth.Authenticate counts for the
 connection: for all its requests from then on, open streams included, until the next answer to one.
@@ -39,7 +39,7 @@ from etcdlite.proto import DecodeError, decode_request
 from etcdlite.request import Waiter
 from etcdlite.session import MAX_UNSENT_BYTES
 from etcdlite.wire import api
-from etcdlite.wire.calls import REQUEST_BYTES, Calls
+from etcdlite.wire.calls import MAX_UNANSWERED, REQUEST_BYTES, Calls
 from etcdlite.wire.session import ClientSession
 from etcdlite.wire.streams import CALLS
 
@@ -150,8 +150,6 @@ class NativeSession(ClientSession):
                     handle(member, Waiter(self, request_id, method, request), data[at:stop])
                 except (EtcdError, DecodeError) as failure:
                     self.fail(request_id, method, api.refusal(failure))
-                if len(requests) > MAX_OPEN_REQUESTS:
-                    raise ProtocolError(f"more than {MAX_OPEN_REQUESTS} requests are open")
             at = stop
         if at < end:
             self.inbox.keep(data[at:], FRAME_HEADER_BYTES)
@@ -224,6 +222,7 @@ class NativeSession(ClientSession):
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """Answer a unary request; dropped if the request was cancelled."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
+            self.outbox.wake()  # Input may wait for this.
             return
         outbox = self.outbox
         if outbox.unsent_bytes > MAX_UNSENT_BYTES:
@@ -237,6 +236,7 @@ class NativeSession(ClientSession):
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """Answer a unary request, or end a stream, with an error."""
         if self._requests.pop(request_id, _CANCELED) == _CANCELED:
+            self.outbox.wake()
             return
         self.calls.close(request_id)
         body = proto.Error(code=failure.code, message=failure.text).encode()
@@ -264,6 +264,11 @@ class NativeSession(ClientSession):
         """Same as `Session.is_blocked`: native streams have no flow control of their own."""
         outbox = self.outbox
         return outbox.unsent_bytes > outbox.high_water_bytes
+
+    @property
+    def is_full(self) -> bool:
+        calls = self.calls
+        return len(self._requests) - len(calls) + calls.unanswered >= MAX_UNANSWERED
 
     @property
     def kept_bytes(self) -> int:

@@ -21,6 +21,9 @@ from etcdlite.snap import SnapshotError
 from etcdlite.versions import program_version
 from etcdlite.wire import api
 
+MAX_QUESTIONS = 32_768
+"""Questions that wait on a connection. More are refused: what it carries of raft cannot wait."""
+
 
 class Accepted(peer.PeerConnection, OwnRequester):
     """A connection that another member opened."""
@@ -233,6 +236,8 @@ class Accepted(peer.PeerConnection, OwnRequester):
             if method == peer.FORWARD:
                 member.writes.accept_forwarded(self.node, *peer.decode_forward(body))
                 self.reply(request_id, method, b"")
+            elif len(self._requests) > MAX_QUESTIONS:
+                self.fail(request_id, method, error("RequestTooManyRequests"))
             elif method == KEEP_ALIVE:
                 api.keep_alive(member, body, Waiter(self, request_id, method, None).answer)
             elif method in PEER_METHODS:

@@ -9,7 +9,7 @@ from etcdlite import log, request
 from etcdlite.frames import MAGIC, SECRET_MAGIC, SECRET_REFUSAL
 from etcdlite.member import Member
 from etcdlite.session import Session
-from etcdlite.wire.calls import Calls
+from etcdlite.wire.calls import MAX_UNANSWERED, Calls
 from etcdlite.wire.http2_state import PREFACE
 
 NO_LEADER_ELECTIONS = 3
@@ -38,6 +38,10 @@ class ClientSession(Session, request.Session):
 
     def logged_in(self, token: str) -> None:
         """Does nothing if each request brings its token."""
+
+    @property
+    def is_full(self) -> bool:
+        return self.calls.unanswered >= MAX_UNANSWERED
 
     @property
     def has_more(self) -> bool:
@@ -71,8 +75,7 @@ class ClientSession(Session, request.Session):
 
 
 class LeaderLoss:
-    """Whether streams that need a leader must end: there has been none for three election timeouts,
-    as in etcd."""
+    """Whether streams that need a leader must end: after three election timeouts without one."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
@@ -112,8 +115,7 @@ class Opening(Session):
         self._is_inside = False
         """What is received is the plaintext of a secret's channel."""
         self.agreed = ""
-        """The protocol that both sides agreed on in the handshake of TLS; empty: the first bytes
-        tell."""
+        """The protocol agreed on in the handshake of TLS; empty: the first bytes tell."""
 
     def enter_channel(self) -> bytes:
         """The channel of a secret begins with the bytes that this returns; what `receive` gets from

@@ -29,8 +29,7 @@ from etcdlite.wire import api, locks
 from etcdlite.wire.calls import Call
 
 MAX_SNAPSHOTS = 4
-"""Backups sent at the same time, one per connection. Each keeps files open and their space
-occupied."""
+"""Backups sent at the same time, one per connection. Each keeps files open that take space."""
 
 PARTS_PER_SLICE = 64
 """The most parts of a backup that are sent at once. Some parts are empty: pauses."""
@@ -168,6 +167,7 @@ class KeepAliveCall(Call):
             self._renew_if_permitted(self._asked, body)
         else:
             api.keep_alive(self.member, body, self._done)
+        self.owner.calls.unanswered += 1
 
     def _renew_if_permitted(self, number: int, body: bytes, is_current: bool = False) -> None:
         """Renew the lease, if need be after a later check. Raises EtcdError."""
@@ -201,11 +201,13 @@ class KeepAliveCall(Call):
 
     def _try_again(self, number: int, body: bytes, is_current: bool) -> None:
         del self._unchecked[number]
-        if not self.is_closed:
-            try:
-                self._renew_if_permitted(number, body, is_current)
-            except EtcdError as refused:
-                self._done(refused)
+        if self.is_closed:
+            self.answered()
+            return
+        try:
+            self._renew_if_permitted(number, body, is_current)
+        except EtcdError as refused:
+            self._done(refused)
 
     # The session of `Reads.check_renewal`.
 
@@ -216,16 +218,19 @@ class KeepAliveCall(Call):
     def reply(self, number: int, method: int, answer: bytes) -> None:
         """The user may renew this lease."""
         body, _ = self._unchecked.pop(number)
-        if not self.is_closed:
+        if self.is_closed:
+            self._done(answer)
+        else:
             api.keep_alive(self.member, body, self._done)
 
     def fail(self, number: int, method: int, failure: EtcdError) -> None:
         """The user may not, as far as is known here."""
         body, is_current = self._unchecked.pop(number)
-        if not (self.is_closed or self._retry(failure, number, body, is_current)):
+        if self.is_closed or not self._retry(failure, number, body, is_current):
             self._done(failure)
 
     def _done(self, answer: bytes | EtcdError) -> None:
+        self.answered()
         if self.is_closed:
             return
         self._unanswered -= 1
@@ -450,12 +455,14 @@ class RangeStreamCall(Call):
             first = proto.RangeRequest(key=request.key, serializable=request.serializable)
         handle, _ = api.HANDLERS[RANGE]
         handle(self.member, Waiter(self, self.request_id, RANGE, first), body)
+        self.owner.calls.unanswered += 1
 
     def awaits(self, request_id: int) -> bool:
         return not self.is_closed
 
     def reply(self, request_id: int, method: int, body: bytes) -> None:
         """Process the member's answer to the first read."""
+        self.answered()
         if self.is_closed:
             return
         if self._is_whole:
@@ -467,10 +474,10 @@ class RangeStreamCall(Call):
         self.member.access.admit(read, self._begin, is_current=True)
 
     def _begin(self, refused: EtcdError | None) -> None:
-        if refused is not None:
-            self.fail(self.request_id, self.method, refused)
-            return
         if self.is_closed:
+            return
+        if refused is not None:
+            self.owner.fail(self.request_id, self.method, refused)
             return
         self._checked_under = _rules(self.member.state.auth)
         store = self.member.state.store
@@ -480,6 +487,7 @@ class RangeStreamCall(Call):
 
     def fail(self, request_id: int, method: int, failure: EtcdError) -> None:
         """The first read failed."""
+        self.answered()
         if not self.is_closed:
             self.owner.fail(self.request_id, self.method, failure)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from etcdlite import frames, methods, proto
@@ -34,6 +35,7 @@ class User:
     is_member = False
     is_blocked = False
     certificate_user = ""
+    outbox = SimpleNamespace(is_queued=True)
 
     def __init__(self, house: Housed, token: str = "") -> None:
         self.house = house
