@@ -29,7 +29,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from etcdlite import proto
-from etcdlite.errors import Explained, MayPass
+from etcdlite.errors import REPLACE, Explained, MayPass
 from etcdlite.lease import Lessor
 from etcdlite.limits import DEFAULT_LIMITS, Limits
 from etcdlite.mvcc import Store
@@ -394,8 +394,7 @@ def open_member(
         kind = MayPass if home.wal_dir else StartError  # That disk may not be mounted yet.
         raise kind(
             f"there is no write-ahead log in {logs}, but {home.member} holds a member's data. Give "
-            "the --wal-dir that belongs to it, or restore this member from a backup with "
-            "'etcdlite-ctl snapshot restore'"
+            f"the --wal-dir that belongs to it. Or: {REPLACE}"
         )
     _check_version(home.disk, data, version)
     wal, recovered = WAL.open(
@@ -406,8 +405,7 @@ def open_member(
     settle_snapshots(disk, data, recovered.snapshot[0])
     if not disk.exists(f"{data}/{CHECKPOINT}"):
         raise StartError(
-            f"{data}/{CHECKPOINT} is missing: the data directory is incomplete. Restore "
-            "this member from a backup with 'etcdlite-ctl snapshot restore'"
+            f"{data}/{CHECKPOINT} is missing: the data directory is incomplete. {REPLACE}"
         )
     store = Store.open(disk, data, Lessor(min_ttl_s, limits), home.segment_bytes, limits)
     # A member that joins has no version until it hears from the leader.
@@ -474,5 +472,5 @@ def _check_log_covers(
     if problem:
         raise StartError(
             f"write-ahead log {logs} does not belong to the data, or part of it is lost: "
-            f"{problem}. Restore this member from a backup with 'etcdlite-ctl snapshot restore'"
+            f"{problem}. {REPLACE}"
         )

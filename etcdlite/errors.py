@@ -33,6 +33,13 @@ CODE_NAMES = dict(
 )  # fmt: skip
 """gRPC's names of the codes above."""
 
+REPLACE = (
+    "In a cluster, remove this member with 'etcdlite-ctl member remove', empty its data directory, "
+    "and add it again with 'etcdlite-ctl member add'; alone, it needs a backup and 'etcdlite-ctl "
+    "snapshot restore'"
+)
+"""What to do about a member whose data is of no use."""
+
 
 class Explained(Exception):
     """Something cannot be done, and the text tells the user why, and where it helps what to do. It

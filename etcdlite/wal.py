@@ -128,7 +128,7 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from etcdlite.errors import Explained
+from etcdlite.errors import REPLACE, Explained
 from etcdlite.raft import HardState, Ready
 from etcdlite.raft_log import Entry
 from etcdlite.sealing import ID_BYTES, OVERHEAD_BYTES, TAG_BYTES, Key, Keyring, SealBroken, ids_text
@@ -168,13 +168,6 @@ _NAME = re.compile(r"[0-9a-f]{16}\.wal")
 _ZERO_SECTOR = bytes(SECTOR_BYTES)
 _ZEROS = bytes(64 << 10)
 
-_ADVICE = (
-    "Nothing was changed. Check the disk; then restore the member from a backup with "
-    "`etcdlite-ctl snapshot restore`, or, if the cluster has other healthy members, remove it with "
-    "`etcdlite-ctl member remove`, empty its data directory and add it again with "
-    "`etcdlite-ctl member add`"
-)
-
 
 class WALError(Explained):
     """The log cannot be used."""
@@ -184,7 +177,10 @@ class WALDamaged(WALError):
     """The file at `path` fails its check at byte `offset`: `why`."""
 
     def __init__(self, path: str, offset: int, why: str) -> None:
-        super().__init__(f"write-ahead log {path} is damaged at byte {offset}: {why}. {_ADVICE}.")
+        super().__init__(
+            f"write-ahead log {path} is damaged at byte {offset}: {why}. Nothing was changed. "
+            f"Check the disk. {REPLACE}"
+        )
         self.path, self.offset, self.why = path, offset, why
 
 
@@ -195,8 +191,7 @@ class WALVersionError(WALError):
         super().__init__(
             f"write-ahead log {path} has format version {version}, but this etcdlite reads up to "
             f"version {SEALED_VERSION}: a newer etcdlite wrote it. Nothing was changed. Start that "
-            "version again, or restore the member from a backup with `etcdlite-ctl snapshot "
-            "restore`."
+            f"version again. Or: {REPLACE}"
         )
         self.version = version
 

@@ -385,7 +385,7 @@ def test_missing_files_are_refused_with_advice(stopped, what):
     else:
         shutil.rmtree(member / what)
     line = refused(stopped)
-    assert "snapshot restore" in line or "--wal-dir" in line
+    assert "snapshot restore" in line and "'etcdlite-ctl member add'" in line
     assert "missing" in line or "no write-ahead log" in line or "lost" in line, line
 
 

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Mapping
 from zlib import crc32
 
 from etcdlite import log
-from etcdlite.errors import EtcdError, Explained, error
+from etcdlite.errors import REPLACE, EtcdError, Explained, error
 from etcdlite.proto import read_varint
 from etcdlite.versions import CURRENT, OLDEST, Version, parse
 
@@ -103,9 +103,7 @@ class DataDamaged(Explained):
     def __init__(self, path: str, offset: int, why: str, text: str = "") -> None:
         super().__init__(
             text
-            or f"{path} is damaged at offset {offset}: {why}. Do not delete single files. Restore "
-            "this member from a backup with 'etcdlite-ctl snapshot restore', or, in a cluster, "
-            "remove it and add it again with an empty data directory"
+            or f"{path} is damaged at offset {offset}: {why}. Do not delete single files. {REPLACE}"
         )
         self.path = path
         self.offset = offset
@@ -146,7 +144,7 @@ class DataVersionError(DataRefused):
             why = f"it needs etcdlite {needs} or later, and this is {CURRENT}"
         text = (
             f"{path}: {why}, so a newer etcdlite wrote it. Nothing was changed. Start that version "
-            "again, or restore this member from a backup with 'etcdlite-ctl snapshot restore'"
+            f"again. Or: {REPLACE}"
         )
         super().__init__(path, 8, why, text)
 
