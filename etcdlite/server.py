@@ -536,21 +536,21 @@ class Server:
         self._channels.reload()
 
     def _leave(self) -> None:
-        """Stop, because this member was removed from the cluster."""
+        """Stop, because this member was removed from the cluster. Raises StartError if it was not
+        ready: then it was removed while it was off, and this start was in vain."""
         if self._stopping_since is None:
             own_id = self.member.identity.member_id
-            if own_id in self.member.state.membership.removed:
-                what = (
-                    "this member was removed from the cluster; shutting down. Its data directory "
-                    "is no longer usable: remove it before this machine joins a cluster again"
-                )
-            else:
-                what = (
-                    "other members say that this one was removed from the cluster; shutting down. "
-                    "Unless one of them was made a new cluster by mistake (--force-new-cluster), "
-                    "remove the data directory before this machine joins a cluster again"
-                )
-            log.error(what, local_member_id=f"{own_id:x}", data_dir=self.settings.data_dir)
+            who, unless = "this member", "Its data directory is no longer usable: "
+            if own_id not in self.member.state.membership.removed:
+                who = "other members say that this one"
+                unless = "Unless one was made a new cluster by mistake (--force-new-cluster), "
+            what = (
+                f"{who} was removed from the cluster; shutting down. {unless}remove "
+                f"{self.settings.data_dir} before this machine joins a cluster again"
+            )
+            if not self._is_ready:
+                raise datadir.StartError(what)
+            log.error(what, local_member_id=f"{own_id:x}")
             self._begin_stop()
             self.member.give_up()
 

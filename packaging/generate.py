@@ -245,7 +245,7 @@ def server_page() -> str:
         "SIGHUP", "Apply the log settings, reopen log files, and read certificates and secrets."
     )
     out += [".SH EXIT STATUS"]
-    out += _tagged("0", "Stopped by a signal, or because the member was removed.")
+    out += _tagged("0", "Stopped by a signal, or because the member was removed while it ran.")
     out += _tagged(
         "1",
         "It failed, and another start may succeed: a port is in use, a file is missing, the disk "

@@ -495,6 +495,13 @@ def test_members_are_added_promoted_and_removed_under_load(cluster: Any) -> None
     leader.spawn()
     assert leader.wait() == 2
     assert "was removed from the cluster" in leader.lines[-1]
+    _, off = three.members.popitem()
+    off_id = three.id_of(off)
+    off.kill()
+    three.call("Cluster.MemberRemove", proto.MemberRemoveRequest(ID=off_id))
+    off.spawn()
+    assert off.wait() == 2, "to systemd, 0 before it is ready breaks the protocol"
+    assert "other members say that this one was removed" in off.lines[-1]
     three.check()
 
 
