@@ -1188,6 +1188,16 @@ def test_a_failure_is_one_line_whatever_a_user_or_a_server_sends(fake: type[Fake
         assert "a\\nb\\x1b[2J" in ended.stderr
 
 
+def test_who_names_no_endpoint_is_told_that_no_server_runs_here(fake: type[FakeClient]) -> None:
+    fake.answers["KV.Range"] = ConnectionFailed(text="127.0.0.1:2379: connection refused")
+    asks = "; is the server running (systemctl status etcdlite)? --endpoints names another\n"
+    text = "127.0.0.1:2379: connection refused"
+    assert run_ctl("get", "k").stderr == f"Error: {text}{asks}"
+    assert run_ctl("get", "k", "--endpoints=127.0.0.1:2379").stderr == f"Error: {text}\n"
+    fake.answers["KV.Range"] = ConnectionFailed(text="10.0.0.1:2379: connection refused")
+    assert "systemctl" not in run_ctl("get", "k").stderr, "this is the other one of a mirror"
+
+
 def test_a_failure_is_one_line_with_etcds_text_and_the_endpoint(fake: type[FakeClient]) -> None:
     fake.answers["KV.Put"] = KeyNotFound(endpoint="10.0.0.1:2379")
     fake.answers["KV.Range"] = ConnectionFailed(text="10.0.0.1:2379: connection refused")

@@ -273,6 +273,7 @@ def flag_values(
     values = {flag.name: flag.default for flag in (*GLOBAL_FLAGS, *flags)}
     chosen = {**_environment_flags(environment), **given}
     values |= _file_flags(chosen.get("config-file", "")) | chosen
+    values["names-server"] = bool("endpoints" in chosen or values["discovery-srv"])
     if values["write-out"] not in FORMATS:
         text = f"unsupported output format {values['write-out']} (known: {', '.join(FORMATS)})"
         raise Failure(text, EXIT_BAD_FEATURE)

@@ -247,10 +247,13 @@ class Session:
             raise BadArguments(f"bad lease ID arg ({error}), expecting ID in Hex") from None
 
     def why_unanswered(self, error: EtcdliteError | BadArguments) -> str:
-        """What may be behind `error`: that there is no leader, as the member says, or that other
-        options are needed. Else empty."""
+        """What may be behind `error`: that there is no leader, as the member says, that no server
+        runs here, or that other options are needed. Else empty."""
         if isinstance(error, ConnectionFailed) and re.search("TLS|secret", error.text):
             return "" if self.flags["config-file"] else unreadable_file_hint()
+        is_named = self.flags["names-server"]
+        if not is_named and f"{self.endpoints[0]}: connection refused" in error.text:
+            return "; is the server running (systemctl status etcdlite)? --endpoints names another"
         if not isinstance(error, Timeout) and not error.text.startswith(NO_ANSWER_TEXTS):
             return ""
         try:
