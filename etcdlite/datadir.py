@@ -221,8 +221,7 @@ def create(
 
 def begin(home: Home, name: str) -> str:
     """Make the empty directory `name` in which a new member is prepared, and return its path.
-    `finish` publishes it. Raises StartError if the data directory already holds a member, and
-    MayPass if `wal_dir` holds the log of one."""
+    `finish` publishes it. Raises StartError if data_dir holds a member, MayPass if wal_dir does."""
     disk, data_dir, wal_dir, *_ = home
     if home.exists:
         raise StartError(f"data directory {data_dir} already holds a member; name another one")

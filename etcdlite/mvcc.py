@@ -47,7 +47,7 @@ EMPTY_HASH = 0x40A4756D
 """etcd's hash of an empty store: the CRC-32C of its bucket's name, "key"."""
 
 PREVIOUS_SHIFT = 4
-"""A previous value counts a sixteenth of its size where history is read: a watch may need it."""
+"""Where history is read with previous values, a sixteenth of their size counts."""
 
 Event = tuple[int, bytes, bool, bytes]
 """(revision, key, is a delete, encoded KeyValue). A delete has only key and mod_revision."""
@@ -441,11 +441,11 @@ class Store:
         return count, spans
 
     def event_steps(
-        self, start_revision: int, limit_bytes: int
+        self, start_revision: int, limit_bytes: int, with_previous: bool = False
     ) -> Generator[None, None, list[Event]]:
         """Events from `start_revision` to the last mark, in order, whole revisions, about
         `limit_bytes` of them (at least one revision): the generator's return value, empty if there
-        is none yet.
+        is none yet. `with_previous`: count the values before them, too.
 
         A step can end within a revision. Until the last step, or `close`, no compaction drops what
         is still to be read. Raises DataDamaged."""
@@ -483,7 +483,7 @@ class Store:
                     ahead = None
                     events.append((mod, key, kind == layout.TOMBSTONE, body))
                     size += len(body)
-                    if previous := index.at(key, mod - 1):
+                    if with_previous and (previous := index.at(key, mod - 1)):
                         size += previous[1] >> PREVIOUS_SHIFT
                     step_events += 1
                     step_bytes += len(body)

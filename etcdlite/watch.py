@@ -351,7 +351,7 @@ class WatchHub:
         """Streams with parked watches that `run` moves to behind, or with progress to answer."""
         self.awaiting_progress: dict[WatchStream, None] = {}
         """Streams that asked for progress while there is a lag."""
-        self._slices = Slices(limits.kept_slices, 4 * limits.slice_bytes)
+        self.slices = Slices(limits.kept_slices, 4 * limits.slice_bytes)
         self._job: Generator[None, None, None] | None = None
         """The step of a sweep that `run` continues."""
         self._is_chores_turn = False
@@ -470,7 +470,7 @@ class WatchHub:
             finish(self._job)
             self._job = None
         self._store = store
-        self._slices.clear()
+        self.slices.clear()
         missed, self.revision = self.revision + 1, store.revision
         assert self.revision >= missed - 1, (self.revision, missed)
         if self.revision >= missed:
@@ -682,7 +682,7 @@ class WatchHub:
     def _end_sweep(self, sweep: _Sweep) -> None:
         self._sweeps.remove(sweep)
         if not self._sweeps:
-            self._slices.clear()
+            self.slices.clear()
         if sweep is self._near:
             self._near = None
         elif sweep is self._far:
@@ -722,10 +722,11 @@ class WatchHub:
         limits = self.limits
         index = sweep.index
         first, present = sweep.position, self.revision
-        events, encoded = self._slices.get(first)
+        events, encoded = self.slices.get(first)
         try:
             if events is None:
-                events = yield from self._store.event_steps(first, limits.slice_bytes)
+                needed = self.slices.watches_of_previous > 0
+                events = yield from self._store.event_steps(first, limits.slice_bytes, needed)
         except DataDamaged as damage:
             stuck = index.first(limits.move_step_watches)
             if not stuck:
@@ -740,14 +741,14 @@ class WatchHub:
             at = bisect_right(events, last, key=itemgetter(0))
             end = _piece_end(events, at, limits.max_events_at_once)
             if last < self.revision and end - at <= limits.max_events_at_once:
-                self._slices.keep(last + 1, events[at:end], {})
+                self.slices.keep(last + 1, events[at:end], {})
             events = events[:at]
         yield from self._serve_steps(index, events, encoded)
         sweep.position = last + 1
         if len(read) > limits.max_events_at_once:
             yield from discard((encoded, events, read))
         elif last < self.revision:
-            self._slices.keep(first, events, encoded)
+            self.slices.keep(first, events, encoded)
         yield from index.join_steps(joined, limits.move_step_watches)
 
     def _serve_steps(
@@ -981,6 +982,9 @@ class WatchStream:
         self.by_id[watch_id] = watch
         self._key_bytes += key_bytes
         hub.watches += 1
+        hub.slices.watches_of_previous += request.prev_kv
+        if request.prev_kv and hub.slices.watches_of_previous == 1:
+            hub.slices.clear()  # They may be too long for it.
         self._quota.watches += 1
         hub.key_bytes += key_bytes
         self._respond(watch.id_field + CREATED)
@@ -1057,6 +1061,7 @@ class WatchStream:
         hub = self.hub
         hub.remove(watch)
         hub.watches -= 1
+        hub.slices.watches_of_previous -= watch.options & _PREV_KV > 0
         self._quota.watches -= 1
         if watch.timer is not None:
             hub.timers.remove(watch.timer)

@@ -25,6 +25,7 @@ class Slices:
         self._most = most
         self._most_bytes = most_bytes
         self._slices: dict[int, tuple[list[Event], Encoded]] = {}
+        self.watches_of_previous = 0
 
     def get(self, first: int) -> tuple[list[Event] | None, Encoded]:
         """The events of a slice, None if it must be read, and those that are encoded."""

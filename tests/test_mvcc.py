@@ -574,7 +574,7 @@ def test_few_events_that_end_large_values_are_read_at_once(is_delete: bool) -> N
             rig.put(key, b"small")
     events: list[Any] = []
     while len(events) < len(keys):
-        part = read_events(rig.store, first + len(events), 5000)
+        part = read_events(rig.store, first + len(events), 5000, True)
         assert len(part) <= 5
         events += part
     assert events == rig.model.events_since(first)

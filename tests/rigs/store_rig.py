@@ -331,9 +331,12 @@ def check_store(store: Store, model: PlainStore, rng: random.Random | None = Non
     check_index(store)
 
 
-def read_events(store: Store, start_revision: int, limit_bytes: int) -> list[Event]:
+def read_events(
+    store: Store, start_revision: int, limit_bytes: int, with_previous: bool = False
+) -> list[Event]:
     """All of `event_steps` at once."""
-    return finish(store.event_steps(start_revision, limit_bytes))  # type: ignore[no-any-return]
+    steps = store.event_steps(start_revision, limit_bytes, with_previous)
+    return finish(steps)  # type: ignore[no-any-return]
 
 
 Change = tuple[int, int, bytes, bool, bytes]

@@ -743,8 +743,8 @@ def _keys_of_leases_are_forgotten_by_a_restart(patch: Patch) -> None:
 def _event_lost_when_a_watch_catches_up(patch: Patch) -> None:
     read = mvcc.Store.event_steps
 
-    def lossy(self: Any, start: int, limit: int) -> Any:
-        events = yield from read(self, start, limit)
+    def lossy(self: Any, *args: Any) -> Any:
+        events = yield from read(self, *args)
         return [event for event in events if event[0] % 31]
 
     patch.set(mvcc.Store, "event_steps", lossy)
