@@ -636,9 +636,9 @@ class Nemesis:
                 others = [m for m in members if m.ID != member.ID]
                 self._note(f"{name} joins as {member.ID:x}")
                 options = dict(self._options)
-                if "version" in options and self.world.leader is not None:
-                    state = self.world.leader.member.state
-                    options["version"] = max(options["version"], state.storage_version)
+                if "version" in options:
+                    needed = [other.member.state.storage_version for other in self._up]
+                    options["version"] = max([options["version"], *needed])
                 node = self.world.join(name, member, others, **options)
                 self._adopt(node)
 
