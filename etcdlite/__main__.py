@@ -17,7 +17,7 @@ from typing import Any
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 refused until one acts."""
+    """Run the command. The exit status: 0 stopped as asked, 1 failed, 2 no start helps."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _end)  # Until the server handles them.
     # Held back until the server handles it: it would end the process.
@@ -113,7 +113,7 @@ def _end(signum: int, frame: object) -> None:
 
 
 def _report(failure: Exception) -> int:
-    """Log why the process ends. The exit status."""
+    """Log why the process ends. Returns its exit status."""
     import errno
     import traceback
 

@@ -1,7 +1,7 @@
 """ChaCha20-Poly1305 (RFC 8439) and XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha), by libsodium.
 
-Each function takes a message, the additional data, the nonce and the key. What `encrypt` returns
-ends with the tag.
+Each function takes a message, the additional data, the nonce (12 bytes; 24 for XChaCha20) and the
+key. What `encrypt` returns ends with the tag.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from nacl import bindings
 from nacl.exceptions import CryptoError
 
 KEY_BYTES = 32
-NONCE_BYTES = 12
-X_NONCE_BYTES = 24
 TAG_BYTES = 16
 
 encrypt = bindings.crypto_aead_chacha20poly1305_ietf_encrypt

@@ -512,9 +512,9 @@ class _Resolver:
             for flag in flags.FLAGS.values()
             if flag.status == flags.IMPLEMENTED
         }
-        for name in ("config_file", "feature_gates"):
+        compaction = ("auto_compaction_mode", "auto_compaction_retention")
+        for name in ("config_file", "feature_gates", *compaction):
             del values[name]
-        del values["auto_compaction_mode"], values["auto_compaction_retention"]
         peer_urls = self._advertised_to_peers()
         retention_s, retention_revisions = self._retention()
         quota = self._value("quota-backend-bytes")

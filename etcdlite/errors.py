@@ -38,7 +38,7 @@ REPLACE = (
     "and add it again with 'etcdlite-ctl member add'; alone, it needs a backup and 'etcdlite-ctl "
     "snapshot restore'"
 )
-"""What to do about a member whose data is of no use."""
+"""What to do about a member whose data cannot be used."""
 
 
 class Explained(Exception):

@@ -320,7 +320,7 @@ class Raft:
         self._uncommitted_bytes = 0
         self._removal_index = 0
         # Whether the others lack the commit index (the next append or `send_commit` tells them);
-        # the index of the last entry whose commit is sent to them without delay.
+        # the last entry of which they are told as soon as it is committed.
         self.commit_is_unsent, self._awaited_index = False, 0
         # Reads as (member that asked, context): waiting for a round, and in the current round.
         self._reads_waiting: list[tuple[int, bytes]] = []

@@ -377,7 +377,7 @@ class Session:
         self.why_aborted = ""
 
     def receive(self, data: bytes) -> None:
-        """Process bytes from the peer, whose faults close the connection. Raises nothing."""
+        """Process bytes from the peer. Its faults close the connection; nothing is raised."""
         raise NotImplementedError
 
     @property

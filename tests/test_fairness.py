@@ -648,8 +648,8 @@ FLOODS = {
 def test_a_connection_waits_while_much_that_it_asked_has_no_answer(
     kind: str, of_leader: bool
 ) -> None:
-    """And it goes on as soon as some is answered, though nobody reads the answers of a stream that
-    was closed."""
+    """It is read from again as soon as some requests are answered, also if all of them are of a
+    stream that was closed, whose answers are not sent."""
     world = World(1)
     world.found(3)
     leader = world.elect()

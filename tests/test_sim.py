@@ -88,7 +88,7 @@ def test_bits_that_flip_between_members_change_nothing(seed: int) -> None:
     "seed", [2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 60))]
 )
 def test_a_leader_whose_data_is_damaged_is_replaced(seed: int) -> None:
-    """Although it can bring nobody up to date who needs a snapshot."""
+    """It cannot send a snapshot to the members that need one, which its own removal may need."""
     try:
         prepare(MUTATIONS["damage is handed on in snapshots"], seed).run(0.25)
     except Failure as failure:

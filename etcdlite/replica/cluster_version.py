@@ -68,7 +68,8 @@ class ClusterVersion:
         if not self.may_apply(request):
             raise error("ClusterVersionUnavailable")
         before, version = self.version, request.version
-        if self.founding and not founding_in(version):  # It was given one meanwhile.
+        if self.founding and not founding_in(version):
+            # The request was made before the cluster had a number, which stays.
             version = f"{parse(version)}.{self.founding}"
         changes = {layout.CLUSTER_VERSION: version, layout.DOWNGRADE_TARGET: request.target}
         for key, value in changes.items():

@@ -677,8 +677,8 @@ class Nemesis:
         return all(node.is_gone for node in self.world.nodes.values() if _is_lost(node))
 
     def replace_lost(self) -> None:
-        """Remove the member whose disk is rotten or an old copy; if it leads, another one leads
-        first, as the log says."""
+        """Remove the member whose disk is rotten or an old copy. If it is the leader, leadership is
+        moved to another member first, as the log advises."""
         leader = self.world.leader
         for node in list(self.world.nodes.values()):
             if not _is_lost(node) or node.is_gone or leader is None:
